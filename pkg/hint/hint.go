@@ -1,0 +1,40 @@
+// Package hint attaches to an error the line that says what to do about it.
+//
+// An error's own text says what failed and on what. The hint is for a person
+// at a terminal: usually the command that mends the fault. Neither ever holds
+// a secret value.
+package hint
+
+import (
+	"errors"
+	"fmt"
+)
+
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+
+// Wrap returns err carrying the given hint, or nil if err is nil.
+func Wrap(err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	return &hinted{err, hint}
+}
+
+// Errorf is Wrap(fmt.Errorf(format, args...), hint).
+func Errorf(hint, format string, args ...any) error {
+	return Wrap(fmt.Errorf(format, args...), hint)
+}
+
+// Of returns the outermost hint that err carries, or "".
+func Of(err error) string {
+	var h *hinted
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	return ""
+}
