@@ -1,0 +1,178 @@
+# The two commands of the README are `make demo` and `make test`.
+
+export GOEXPERIMENT := runtimesecret
+export GOFLAGS      := -tags=grpcnotrace -buildvcs=false
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+PREFIX  ?= /usr/local
+TOOLS   := $(CURDIR)/bin/tools
+# Each line of this file is one thing that this machine could not run, and why.
+export NOT_RUN := $(CURDIR)/bin/not-run
+
+# Pinned. Each is built from source into bin/tools, with its version in the
+# name, so that a new pin is a new build.
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
+GOVULNCHECK   := $(TOOLS)/govulncheck-v1.8.0
+PROTOC_GEN    := $(TOOLS)/protoc-gen-go-v1.36.12
+PROTOC_GRPC   := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
+
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+# What needs more than `go test` has a target of its own.
+SPECIAL   := /test/(systemd|memory|faults)(/|$$)
+
+# gotest is `go test` that also writes each skipped test, and why, to NOT_RUN.
+gotest = go run ./test/setup/gotest
+
+.PHONY: all
+all: build
+
+.PHONY: build
+build: ## ov and ov-agent into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: cross
+cross: ## the same for every platform, into bin/OS-ARCH/
+	@set -e; for p in $(PLATFORMS); do \
+		echo "build $$p"; \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} \
+			go build -trimpath -ldflags '$(LDFLAGS)' -o bin/$${p%/*}-$${p#*/}/ ./cmd/...; \
+	done
+	@echo "vet darwin, and linux without runtime/secret"
+	@CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go vet ./...
+	@CGO_ENABLED=0 GOEXPERIMENT= go vet ./...
+
+# Cheap and quick to fail first. Every step ends the run when it fails, and the
+# last lines say what this machine could not run.
+TEST_STEPS := tidy vet test-rules setup build lint generate-check test-unit cross \
+	test-memory test-faults test-systemd demo fuzz-short vuln
+
+.PHONY: test
+test: ## everything: sets up what it needs and runs it
+	@mkdir -p bin; rm -f $(NOT_RUN); \
+	report() { \
+		if [ -s $(NOT_RUN) ]; then sort -u $(NOT_RUN) | sed 's/^/not run here: /'; fi; \
+		if [ $$1 = 0 ]; then echo "make test: all passed"; else echo "make test: failed in step $$step"; fi; \
+		exit $$1; \
+	}; \
+	for step in $(TEST_STEPS); do \
+		echo "=== $$step"; start=$$(date +%s); \
+		$(MAKE) --no-print-directory $$step || report 1; \
+		echo "=== $$step: $$(($$(date +%s) - start)) s"; \
+	done; report 0
+
+.PHONY: setup
+setup: ## apt and npm packages that the tests use
+	test/setup/packages
+
+.PHONY: tidy
+tidy: ## go.mod and go.sum are what the code asks for
+	go mod tidy -diff
+	go mod verify
+
+.PHONY: vet
+vet:
+	@unformatted=$$(git ls-files -z '*.go' | xargs -0 gofmt -l); \
+		[ -z "$$unformatted" ] || { echo "gofmt these files: $$unformatted"; exit 1; }
+	go vet ./...
+
+.PHONY: test-rules
+test-rules: ## rules about the tree that are tests
+	$(gotest) ./test/rules/...
+
+.PHONY: test-unit
+test-unit: ## all that plain `go test` can run, with the race detector
+	CGO_ENABLED=1 $(gotest) -race -timeout 15m $$(go list ./... | grep -vE '$(SPECIAL)')
+
+.PHONY: test-memory
+test-memory: build ## scans the memory of a real agent for keys and values (root, Linux)
+	$(gotest) -show -count=1 -timeout 10m ./test/memory/...
+
+.PHONY: test-faults
+test-faults: build ## kill -9 at random points, many processes at once
+	$(gotest) -show -count=1 -timeout 15m ./test/faults/...
+
+.PHONY: test-systemd
+test-systemd: build ## the migration guide in a real systemd (root, Debian)
+	$(gotest) -show -count=1 -timeout 20m ./test/systemd/...
+
+FUZZTIME ?= 10m
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each
+	test/setup/fuzz $(FUZZTIME)
+
+.PHONY: fuzz-short
+fuzz-short:
+	test/setup/fuzz 5s
+
+.PHONY: bench
+bench: build ## the table of docs/PERFORMANCE.md
+	go run ./bench
+
+.PHONY: demo
+demo: build ## a throwaway vault, an agent and a child with its secrets
+	test/demo/demo.sh
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT)
+	$(GOLANGCI_LINT) run ./...
+	GOOS=darwin $(GOLANGCI_LINT) run ./...
+	@if command -v shellcheck >/dev/null; then \
+		git grep -lIE '^#!/bin/(ba)?sh' | xargs shellcheck; \
+	else echo "lint: shellcheck is not installed" | tee -a $(NOT_RUN); fi
+
+.PHONY: vuln
+vuln: $(GOVULNCHECK)
+	test/setup/vuln $(GOVULNCHECK)
+
+.PHONY: man
+man: ## man pages and completions from the commands themselves
+	go generate ./docs/...
+
+PROTOS = $(shell find proto -name '*.proto')
+PROTOC = protoc --proto_path=proto \
+	--plugin=protoc-gen-go=$(PROTOC_GEN) --plugin=protoc-gen-go-grpc=$(PROTOC_GRPC) \
+	--go_opt=paths=source_relative --go-grpc_opt=paths=source_relative
+
+.PHONY: generate
+generate: $(PROTOC_GEN) $(PROTOC_GRPC) ## Go code from proto/
+	$(PROTOC) --go_out=proto --go-grpc_out=proto $(PROTOS)
+
+# protoc writes its own version into the comment at the top of a file: nothing
+# else may differ.
+.PHONY: generate-check
+generate-check: $(PROTOC_GEN) $(PROTOC_GRPC)
+	@if ! command -v protoc >/dev/null; then \
+		echo "generate-check: protoc is not installed" | tee -a $(NOT_RUN); exit 0; fi; \
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	$(PROTOC) --go_out="$$out" --go-grpc_out="$$out" $(PROTOS) && cd "$$out" && \
+	for f in $$(find . -name '*.pb.go'); do \
+		diff -u -I '^// .*protoc  *v' "$(CURDIR)/proto/$$f" "$$f" || { echo "run: make generate"; exit 1; }; \
+	done; echo "the generated code is current"
+
+.PHONY: install
+install: build ## into PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 bin/ov bin/ov-agent $(DESTDIR)$(PREFIX)/bin/
+
+.PHONY: clean
+clean: ## all but the tools, which take minutes to build
+	rm -rf bin/ov* bin/*-* bin/not-run
+
+.PHONY: help
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+# tool installs module path $1 at the version that ends the target's name.
+tool = @mkdir -p $(TOOLS) && tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	echo "build $(notdir $@)" && \
+	GOEXPERIMENT= GOFLAGS= CGO_ENABLED=0 GOBIN="$$tmp" go install $(1) && mv "$$tmp"/* $@
+
+$(GOLANGCI_LINT):
+	$(call tool,github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0)
+$(GOVULNCHECK):
+	$(call tool,golang.org/x/vuln/cmd/govulncheck@v1.8.0)
+$(PROTOC_GEN):
+	$(call tool,google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12)
+$(PROTOC_GRPC):
+	$(call tool,google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2)
