@@ -1,0 +1,5 @@
+package kek
+
+import "os"
+
+func selfExecutable() (string, error) { return os.Executable() }

@@ -1,0 +1,79 @@
+// Package store says what a vault needs from the place where its records lie.
+//
+// A Store keeps ciphertext records. It never sees a key or a plaintext.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+const (
+	// MaxKey bounds a record's key, in bytes.
+	MaxKey = 512
+	// MaxValue bounds a record, in bytes.
+	MaxValue = 1 << 20
+)
+
+var (
+	// ErrNoVault is wrapped by the error of opening a vault that does not exist.
+	ErrNoVault = errors.New("no vault")
+	// ErrBusy is wrapped by the error of a store that others kept in use until
+	// the deadline.
+	ErrBusy = errors.New("vault is in use")
+	// ErrDamaged is wrapped by the error of a store whose own structure, beneath
+	// the records, cannot be read.
+	ErrDamaged = errors.New("vault file is damaged")
+)
+
+// Reader reads records from one consistent snapshot. What it returns is valid
+// until the snapshot ends and must not be changed.
+type Reader interface {
+	// Get returns the record at key, or nil if there is none.
+	Get(key []byte) ([]byte, error)
+	// Scan calls fn for every record whose key starts with prefix, in byte order,
+	// until fn returns an error, which Scan returns.
+	Scan(prefix []byte, fn func(key, value []byte) error) error
+	// Seek returns the first record at or after key, or nils at the end. It lets
+	// a caller jump, where Scan would read everything.
+	Seek(key []byte) (k, v []byte, err error)
+}
+
+// Op writes one record, or deletes it when Value is nil.
+type Op struct{ Key, Value []byte }
+
+// Batch is written as a whole or not at all, in its order.
+type Batch []Op
+
+// Put appends a write.
+func (b *Batch) Put(key, value []byte) { *b = append(*b, Op{key, value}) }
+
+// Delete appends a deletion. Deleting what is not there is no error.
+func (b *Batch) Delete(key []byte) { *b = append(*b, Op{key, nil}) }
+
+// Check refuses a batch with a key or value out of bounds.
+func (b Batch) Check() error {
+	for _, op := range b {
+		if n := len(op.Key); n == 0 || n > MaxKey {
+			return fmt.Errorf("record key of %d bytes, the bounds are 1 and %d", n, MaxKey)
+		}
+		if n := len(op.Value); n > MaxValue || (op.Value != nil && n == 0) {
+			return fmt.Errorf("record of %d bytes, the bounds are 1 and %d", n, MaxValue)
+		}
+	}
+	return nil
+}
+
+// Store keeps the records of one account. Its methods are safe for use by many
+// goroutines and, on the same underlying storage, by many processes. They stop
+// waiting for others when ctx ends.
+type Store interface {
+	// View calls fn with a snapshot.
+	View(ctx context.Context, fn func(Reader) error) error
+	// Update calls fn with a snapshot and commits the batch that it returns, as
+	// if nothing had come between: no write that fn did not see is ever lost or
+	// overwritten. fn may be called again on a newer snapshot. When fn fails,
+	// nothing is written. An empty batch writes nothing.
+	Update(ctx context.Context, fn func(Reader) (Batch, error)) error
+}

@@ -1,0 +1,81 @@
+package vault
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opaquevault/ov/pkg/hint"
+)
+
+var (
+	// ErrWrongPassword says that no password slot opens with the password.
+	ErrWrongPassword = errors.New("wrong master password")
+	// ErrExists is wrapped when an app, env or secret is already there.
+	ErrExists = errors.New("already exists")
+	// ErrNotFound is wrapped when an app, env, secret or version is not there.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict is wrapped when somebody else changed what was to be changed.
+	ErrConflict = errors.New("changed by somebody else in the meantime")
+	// ErrDeadKey is wrapped when a key was replaced since it was made.
+	ErrDeadKey = errors.New("key is no longer valid")
+	// ErrUnknownKey is wrapped when a machine key is in no register of the vault.
+	ErrUnknownKey = errors.New("key was not made for this vault")
+	// ErrScope is wrapped when a key opens less than what was asked for.
+	ErrScope = errors.New("key does not open this")
+	// ErrDamaged is wrapped when a record is not what was written.
+	ErrDamaged = errors.New("record is damaged")
+	// ErrInvalid is wrapped when a name, slug or value is out of bounds.
+	ErrInvalid = errors.New("not valid")
+)
+
+func damaged(record string, err error) error {
+	return hint.Wrap(fmt.Errorf("%w: %s: %w", ErrDamaged, record, err),
+		"restore the vault from a backup; the other records can still be read")
+}
+
+// MissingError lists the requested secrets that an env does not have.
+type MissingError struct {
+	Ref   Ref
+	Names []string
+	Near  map[string][]string // names in the env that look like a missing one
+}
+
+func (e *MissingError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s not found in %s: ", plural(len(e.Names), "secret"), e.Ref)
+	for i, name := range e.Names {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(name)
+		if near := e.Near[name]; len(near) > 0 {
+			fmt.Fprintf(&b, " (did you mean %s?)", strings.Join(near, " or "))
+		}
+	}
+	return b.String()
+}
+
+// Is makes errors.Is(err, ErrNotFound) true.
+func (e *MissingError) Is(target error) bool { return target == ErrNotFound }
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+func missing(ref Ref, names []string, near map[string][]string) error {
+	return hint.Wrap(&MissingError{ref, names, near},
+		fmt.Sprintf("see what is there: ov secret list --app %s --env %s", ref.App, ref.Env))
+}
+
+// deadKey says why a key that was once right no longer is.
+func deadKey(what string, why change) error {
+	return hint.Wrap(fmt.Errorf("%w: %s was made before the %s of %s", ErrDeadKey, what, why.reason, day(why.at)),
+		"make a new one: ov auth derive-machine-key --force --out FILE; for an agent: ov agent unlock")
+}
+
+func day(t time.Time) string { return t.Format(time.DateOnly) }

@@ -1,0 +1,300 @@
+package vault
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/opaquevault/ov/pkg/envelope"
+	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/store"
+)
+
+func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }
+
+// MachineKey describes an issued machine key.
+type MachineKey struct {
+	Fingerprint string    `json:"fingerprint"`
+	Level       string    `json:"level"` // account, app or env
+	App         string    `json:"app,omitempty"`
+	Env         string    `json:"env,omitempty"`
+	Label       string    `json:"label,omitempty"`
+	Created     time.Time `json:"created"`
+	Valid       bool      `json:"valid"`
+	Why         string    `json:"why,omitempty"` // it no longer is
+}
+
+func (r *register) describe(dead error) MachineKey {
+	m := MachineKey{
+		Fingerprint: hex.EncodeToString(r.fingerprint),
+		Level:       r.level.String(),
+		App:         r.scope.App,
+		Env:         r.scope.Env,
+		Label:       r.label,
+		Created:     r.created,
+		Valid:       dead == nil,
+	}
+	if dead != nil {
+		m.Why = dead.Error()
+	}
+	return m
+}
+
+// MachineKeys lists the register of issued machine keys, oldest first. It needs
+// no key.
+func (v *Vault) MachineKeys(ctx context.Context) ([]MachineKey, error) {
+	list := []MachineKey{}
+	err := v.store.View(ctx, func(r store.Reader) error {
+		list = list[:0]
+		acc, err := readAccount(r)
+		if err != nil {
+			return err
+		}
+		return r.Scan([]byte{kindKey}, func(key, b []byte) error {
+			entry, err := decodeRegister(bytes.Clone(key), bytes.Clone(b))
+			if err != nil {
+				return err
+			}
+			dead := entry.dead(r, acc)
+			if dead != nil && !errors.Is(dead, ErrDeadKey) {
+				return dead
+			}
+			list = append(list, entry.describe(dead))
+			return nil
+		})
+	})
+	slices.SortStableFunc(list, func(a, b MachineKey) int { return a.Created.Compare(b.Created) })
+	return list, err
+}
+
+// DeriveMachineKey registers and returns a machine key: the account's when ref
+// is empty, an app's when only ref.App is given, otherwise an env's. The caller
+// destroys it. Deriving twice for one scope gives the same bytes, and two
+// entries in the register.
+func (s *Session) DeriveMachineKey(ctx context.Context, ref Ref, label string) (*kek.Locked, MachineKey, error) {
+	if len(label) > MaxLabel {
+		return nil, MachineKey{}, fmt.Errorf("label of %d bytes, the bound is %d: %w", len(label), MaxLabel, ErrInvalid)
+	}
+	key, err := kek.NewLocked(kek.KeySize)
+	if err != nil {
+		return nil, MachineKey{}, err
+	}
+	var entry *register
+	err = s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		acc, err := s.account(r)
+		if err != nil {
+			return nil, err
+		}
+		entry = &register{label: label, created: s.now().Truncate(time.Second).UTC(), epoch: acc.epoch(), scope: ref}
+		var a *app
+		var e *env
+		switch {
+		case ref.Env != "":
+			if e, err = readEnv(r, ref); err != nil {
+				return nil, err
+			}
+			a = e.app
+			entry.level, entry.envID, entry.envGen = LevelEnv, e.id, e.generation()
+		case ref.App != "":
+			if a, err = readApp(r, ref.App); err != nil {
+				return nil, err
+			}
+			entry.level = LevelApp
+		default:
+			entry.level = LevelAccount
+		}
+		if a != nil {
+			entry.appID, entry.appGen = a.id, a.generation()
+		}
+		kek.Do(func() {
+			var derived, macKey []byte
+			if derived, err = s.derive(acc, a, e); err != nil {
+				return
+			}
+			copy(key.Bytes(), derived)
+			entry.fingerprint = bytes.Clone(kek.Fingerprint(derived))
+			macKey = kek.MACKey(derived)
+			if err = entry.assignNumber(r); err == nil {
+				b.Put(entry.key(), entry.encode(macKey))
+			}
+		})
+		return b, err
+	})
+	if err != nil {
+		key.Destroy()
+		return nil, MachineKey{}, err
+	}
+	return key, entry.describe(nil), nil
+}
+
+// derive returns the key of the account, of an app or of an env, whichever is
+// the lowest that is given. Call it inside kek.Do.
+func (s *Session) derive(acc *account, a *app, e *env) ([]byte, error) {
+	switch {
+	case e != nil:
+		if s.level == LevelEnv && s.envID != e.id {
+			return nil, fmt.Errorf("%w: the key is for env %s", ErrScope, s.scopeName())
+		}
+		return s.envKey(acc, e)
+	case a != nil:
+		return s.appKey(a)
+	case s.level == LevelAccount:
+		return s.key.Bytes(), nil
+	}
+	return nil, fmt.Errorf("%w: the key is for %s %s, not for the account", ErrScope, s.level, s.scopeName())
+}
+
+func (r *register) assignNumber(rd store.Reader) error {
+	return rd.Scan(registerPrefix(r.fingerprint), func(key, b []byte) error {
+		other, err := decodeRegister(bytes.Clone(key), bytes.Clone(b))
+		if err == nil {
+			r.number = other.number + 1
+		}
+		return err
+	})
+}
+
+// ChangePassword makes a new KEK under a new password and re-wraps every DEK, in
+// one step; no value is encrypted again. Every machine key and every unlocked
+// session made before is dead. The caller keeps both passwords.
+func (v *Vault) ChangePassword(ctx context.Context, oldPassword, newPassword *kek.Locked) error {
+	return v.replaceKEK(ctx, oldPassword, newPassword, ReasonPasswordChange)
+}
+
+// RotateKey is ChangePassword with the same password.
+func (v *Vault) RotateKey(ctx context.Context, password *kek.Locked) error {
+	return v.replaceKEK(ctx, password, password, ReasonRotation)
+}
+
+func (v *Vault) replaceKEK(ctx context.Context, oldPassword, newPassword *kek.Locked, why Reason) error {
+	old, err := v.Unlock(ctx, oldPassword)
+	if err != nil {
+		return err
+	}
+	defer old.Destroy()
+	key, err := kek.New()
+	if err != nil {
+		return err
+	}
+	defer key.Destroy()
+
+	// Argon2id takes its time: do it before the store is locked for writing.
+	acc := &account{}
+	err = v.store.View(ctx, func(r store.Reader) (err error) {
+		acc, err = old.account(r)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	next := *acc
+	next.epochs = append(slices.Clone(acc.epochs), change{acc.epoch() + 1, v.now(), why})
+	if err := next.protect(ctx, key, newPassword); err != nil {
+		return err
+	}
+	s := &Session{vault: v, key: key, level: LevelAccount, epoch: next.epoch()}
+	return v.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		if _, err := old.account(r); err != nil {
+			return nil, err // somebody else's change came first
+		}
+		b.Put(accountKey, nil) // its place: the record is made last, under kek.Do
+		err = scanApps(r, func(a *app) error {
+			renewed := *a
+			return rewrap(r, &b, acc, old, s, a, &renewed)
+		})
+		kek.Do(func() { b[0].Value = next.encode(kek.MACKey(key.Bytes())) })
+		return b, err
+	})
+}
+
+// RotateApp gives one app a new key, so that every machine key of the app and of
+// its envs made before is dead. It needs the account's key.
+func (s *Session) RotateApp(ctx context.Context, slug string) error {
+	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		acc, err := s.account(r)
+		if err != nil {
+			return nil, err
+		}
+		if s.level != LevelAccount {
+			return nil, fmt.Errorf("%w: the key is for %s %s, not for the account", ErrScope, s.level, s.scopeName())
+		}
+		a, err := readApp(r, slug)
+		if err != nil {
+			return nil, err
+		}
+		renewed := *a
+		renewed.generations = s.next(a.generations)
+		return b, rewrap(r, &b, acc, s, s, a, &renewed)
+	})
+}
+
+func (s *Session) next(cs []change) []change {
+	return append(slices.Clone(cs), change{last(cs).number + 1, s.now(), ReasonRotation})
+}
+
+// rewrap moves an app from the key tree of one session to that of another: the
+// records of the app and its envs, the index keys, every DEK. An app whose
+// generation moves on takes its envs' generations with it.
+func rewrap(r store.Reader, b *store.Batch, acc *account, from, to *Session, a, renewed *app) error {
+	var err error
+	kek.Do(func() { err = to.putApp(b, acc, renewed) })
+	if err != nil {
+		return err
+	}
+	return scanEnvs(r, a, func(e *env) error {
+		moved := *e
+		moved.app = renewed
+		if renewed.generation() != a.generation() {
+			moved.generations = to.next(e.generations)
+		}
+		var list []entry
+		err := r.Scan(e.prefix(kindData), func(key, record []byte) error {
+			p, err := e.placeOf(acc.id, key)
+			list = append(list, entry{place: p, data: record})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		kek.Do(func() { err = rewrapEnv(b, acc, from, to, e, &moved, list) })
+		return err
+	})
+}
+
+// rewrapEnv is rewrap for one env. Call it inside kek.Do.
+func rewrapEnv(b *store.Batch, acc *account, from, to *Session, e, moved *env, list []entry) error {
+	k, err := from.keys(acc, e)
+	if err != nil {
+		return err
+	}
+	appKey, err := to.appKey(moved.app)
+	if err != nil {
+		return err
+	}
+	newKey := kek.EnvKey(appKey, moved.id[:], moved.generation())
+	if moved.indexKey, err = envelope.Seal(newKey, k.index, moved.indexKeyAAD(acc.id)); err != nil {
+		return err
+	}
+	b.Put(envKeyOf(moved.app.id, moved.slug), moved.encode(kek.MACKey(newKey)))
+	for _, en := range list {
+		f, err := envelope.DecodeSealed(kindData, en.data, 2)
+		if err != nil {
+			return damaged(en.String(), err)
+		}
+		dek, err := envelope.Open(k.env, f[0], en.dekAAD(e.generation()))
+		if err != nil {
+			return damaged(en.String(), err)
+		}
+		wrapped, err := envelope.Seal(newKey, dek, en.dekAAD(moved.generation()))
+		clear(dek)
+		if err != nil {
+			return err
+		}
+		b.Put(en.key(kindData), envelope.EncodeSealed(kindData, wrapped, f[1]))
+	}
+	return nil
+}

@@ -1,0 +1,503 @@
+package vault
+
+import (
+	"context"
+	"crypto/subtle"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/near"
+	"github.com/opaquevault/ov/pkg/store"
+)
+
+// Secret is a decrypted version of a secret. Value is valid only inside the
+// callback that it is handed to.
+type Secret struct {
+	Name    string
+	Value   []byte
+	Version uint32
+}
+
+// Select says which secrets of an env are meant.
+type Select struct {
+	Names   []string // nil: all of them
+	Version uint32   // 0: the newest; otherwise of the one named secret
+}
+
+// Version describes one version of a secret, without its value.
+type Version struct {
+	Name    string    `json:"name"`
+	Version uint32    `json:"version"`
+	Created time.Time `json:"created"`
+	Note    string    `json:"note"` // how it came about: "set", "import", "rollback to 3"
+}
+
+// Reveal decrypts the selected secrets and calls fn with them inside kek.Do: in
+// the order of the names, or sorted by name when all were meant. The values are
+// wiped when fn returns. When any is missing, fn is not called and the error is
+// a *MissingError.
+func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Secret) error) error {
+	var acc *account
+	var e *env
+	var list []entry
+	err := s.vault.store.View(ctx, func(r store.Reader) (err error) {
+		if acc, e, err = s.env(r, ref); err != nil {
+			return err
+		}
+		if list, err = s.find(r, acc, e, sel); err != nil {
+			return err
+		}
+		for i := range list {
+			if err := list[i].loadValue(r); err != nil {
+				return err
+			}
+			list[i].detach()
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	kek.Do(func() {
+		secrets := make([]Secret, 0, len(list))
+		defer func() {
+			for _, secret := range secrets {
+				clear(secret.Value)
+			}
+		}()
+		var k keys
+		if k, err = s.keys(acc, e); err != nil {
+			return
+		}
+		for i := range list {
+			var o opened
+			if o, err = list[i].open(k); err != nil {
+				return
+			}
+			secrets = append(secrets, Secret{o.name, o.value, list[i].version})
+		}
+		if sel.Names == nil {
+			slices.SortFunc(secrets, func(a, b Secret) int { return strings.Compare(a.Name, b.Name) })
+		}
+		err = fn(secrets)
+	})
+	return err
+}
+
+// find returns the selected entries, or a *MissingError.
+func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]entry, error) {
+	if sel.Names == nil {
+		return current(r, acc, e)
+	}
+	places, err := s.places(acc, e, sel.Names)
+	if err != nil {
+		return nil, err
+	}
+	var list []entry
+	var absent []string
+	for i, p := range places {
+		all, err := versions(r, p)
+		if err != nil {
+			return nil, err
+		}
+		if len(all) == 0 {
+			absent = append(absent, sel.Names[i])
+			continue
+		}
+		en := all[len(all)-1]
+		if sel.Version != 0 {
+			at := slices.IndexFunc(all, func(en entry) bool { return en.version == sel.Version })
+			if at < 0 {
+				return nil, hint.Errorf(fmt.Sprintf("see what is kept: ov secret history %s --app %s --env %s", sel.Names[i], e.app.slug, e.slug),
+					"version %d of secret %s in %s: %w", sel.Version, sel.Names[i], e.ref(), ErrNotFound)
+			}
+			en = all[at]
+		}
+		list = append(list, en)
+	}
+	if len(absent) > 0 {
+		return nil, s.missing(r, acc, e, absent)
+	}
+	return list, nil
+}
+
+// missing makes the error for names that are not there, with near misses.
+func (s *Session) missing(r store.Reader, acc *account, e *env, absent []string) error {
+	list, err := current(r, acc, e)
+	if err != nil {
+		return err
+	}
+	have, err := s.describe(acc, e, list)
+	if err != nil {
+		return err
+	}
+	known := make([]string, len(have))
+	for i, v := range have {
+		known[i] = v.Name
+	}
+	alike := map[string][]string{}
+	for _, name := range absent {
+		if n := near.Find(name, known, 3); len(n) > 0 {
+			alike[name] = n
+		}
+	}
+	return missing(e.ref(), absent, alike)
+}
+
+// describe decrypts the metadata of the entries, in their order.
+func (s *Session) describe(acc *account, e *env, list []entry) (out []Version, err error) {
+	out = make([]Version, len(list))
+	kek.Do(func() {
+		var k keys
+		if k, err = s.keys(acc, e); err != nil {
+			return
+		}
+		for i := range list {
+			var o opened
+			if o, err = list[i].open(k); err != nil {
+				return
+			}
+			out[i] = Version{o.name, list[i].version, o.created, o.note}
+		}
+	})
+	return out, err
+}
+
+// List describes the newest version of every secret in an env, sorted by name.
+// It decrypts no value.
+func (s *Session) List(ctx context.Context, ref Ref) (out []Version, err error) {
+	err = s.vault.store.View(ctx, func(r store.Reader) error {
+		acc, e, err := s.env(r, ref)
+		if err != nil {
+			return err
+		}
+		list, err := current(r, acc, e)
+		if err != nil {
+			return err
+		}
+		out, err = s.describe(acc, e, list)
+		return err
+	})
+	slices.SortFunc(out, func(a, b Version) int { return strings.Compare(a.Name, b.Name) })
+	return out, err
+}
+
+// History describes the kept versions of one secret, newest first.
+func (s *Session) History(ctx context.Context, ref Ref, name string) (out []Version, err error) {
+	err = s.vault.store.View(ctx, func(r store.Reader) error {
+		acc, e, err := s.env(r, ref)
+		if err != nil {
+			return err
+		}
+		places, err := s.places(acc, e, []string{name})
+		if err != nil {
+			return err
+		}
+		list, err := versions(r, places[0])
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return s.missing(r, acc, e, []string{name})
+		}
+		out, err = s.describe(acc, e, list)
+		return err
+	})
+	slices.Reverse(out)
+	return out, err
+}
+
+// Put is a secret to be written. The caller keeps Value and wipes it.
+type Put struct {
+	Name  string
+	Value []byte
+	// Replaces, when not nil, is the version that must be the newest, 0 for none;
+	// otherwise the write fails with ErrConflict.
+	Replaces *uint32
+}
+
+// Existing says what to do with a secret that is there with another value.
+type Existing byte
+
+// What to do with a secret that is there with another value.
+const (
+	ReplaceExisting Existing = iota // make a new version
+	KeepExisting                    // leave it
+	RefuseExisting                  // fail with ErrExists, write nothing
+)
+
+// PutOptions say how to write.
+type PutOptions struct {
+	Existing Existing
+	DryRun   bool   // find out, write nothing
+	Create   bool   // make the app and the env when they are missing
+	Note     string // kept with each new version
+}
+
+// Outcome says what became of one Put.
+type Outcome byte
+
+// What became of one Put.
+const (
+	Created   Outcome = iota // first version
+	Updated                  // new version
+	Unchanged                // the same value was there: no new version
+	Kept                     // another value was there and stays
+)
+
+func (o Outcome) String() string {
+	return [...]string{"created", "updated", "unchanged", "kept"}[o]
+}
+
+// PutResult says what became of one Put and which version is now the newest.
+type PutResult struct {
+	Name    string  `json:"name"`
+	Outcome Outcome `json:"-"`
+	Version uint32  `json:"version"`
+}
+
+// Put writes secrets, all of them or none. A value that is the same as the
+// newest version's makes no new version. Versions beyond MaxVersions go.
+func (s *Session) Put(ctx context.Context, ref Ref, list []Put, opt PutOptions) ([]PutResult, error) {
+	if err := checkPut(ref, list); err != nil {
+		return nil, err
+	}
+	var results []PutResult
+	plan := func(r store.Reader) (b store.Batch, err error) {
+		acc, e, err := s.env(r, ref)
+		if opt.Create && isNotFound(err) {
+			if acc, e, err = s.addMissing(r, &b, ref); err != nil {
+				return nil, err
+			}
+		} else if err != nil {
+			return nil, err
+		}
+		nameList := make([]string, len(list))
+		for i := range list {
+			nameList[i] = list[i].Name
+		}
+		places, err := s.places(acc, e, nameList)
+		if err != nil {
+			return nil, err
+		}
+		results = make([]PutResult, len(list))
+		var clash []string
+		kek.Do(func() {
+			var k keys
+			if k, err = s.keys(acc, e); err != nil {
+				return
+			}
+			for i, put := range list {
+				if results[i], err = s.put(r, &b, k, places[i], put, opt); err != nil {
+					return
+				}
+				if results[i].Outcome == Kept && opt.Existing == RefuseExisting {
+					clash = append(clash, put.Name)
+				}
+			}
+		})
+		if err == nil && len(clash) > 0 {
+			err = hint.Errorf("choose with --overwrite or --skip-existing",
+				"%s in %s with another value: %w: %s", plural(len(clash), "secret"), ref, ErrExists, abbreviated(clash))
+		}
+		return b, err
+	}
+	if opt.DryRun {
+		err := s.vault.store.View(ctx, func(r store.Reader) error { _, err := plan(r); return err })
+		return results, err
+	}
+	if err := s.vault.store.Update(ctx, plan); err != nil {
+		return nil, err
+	}
+	return results, nil
+}
+
+func checkPut(ref Ref, list []Put) error {
+	if err := ref.check(); err != nil {
+		return err
+	}
+	if len(list) > MaxBatch {
+		return fmt.Errorf("%d secrets at once, the bound is %d: %w", len(list), MaxBatch, ErrInvalid)
+	}
+	seen := make(map[string]bool, len(list))
+	for _, put := range list {
+		if err := checkName(put.Name); err != nil {
+			return err
+		}
+		if len(put.Value) > MaxValue {
+			return fmt.Errorf("secret %s has %d bytes, the bound is %d: %w", put.Name, len(put.Value), MaxValue, ErrInvalid)
+		}
+		if seen[put.Name] {
+			return fmt.Errorf("secret %s is given twice: %w", put.Name, ErrInvalid)
+		}
+		seen[put.Name] = true
+	}
+	return nil
+}
+
+func abbreviated(list []string) string {
+	const most = 20
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}
+
+// addMissing makes the env, and the app too if that is missing.
+func (s *Session) addMissing(r store.Reader, b *store.Batch, ref Ref) (acc *account, e *env, err error) {
+	if acc, err = s.account(r); err != nil {
+		return nil, nil, err
+	}
+	a, err := readApp(r, ref.App)
+	if err != nil && !isNotFound(err) {
+		return nil, nil, err
+	}
+	kek.Do(func() {
+		if a == nil {
+			e, err = s.addApp(b, acc, ref)
+		} else {
+			e, err = s.addEnv(b, acc, a, ref.Env)
+		}
+	})
+	return acc, e, err
+}
+
+// put plans one write. Call it inside kek.Do.
+func (s *Session) put(r store.Reader, b *store.Batch, k keys, p place, put Put, opt PutOptions) (PutResult, error) {
+	res := PutResult{Name: put.Name, Outcome: Created}
+	old, err := versions(r, p)
+	if err != nil {
+		return res, err
+	}
+	var newest uint32
+	if len(old) > 0 {
+		newest = old[len(old)-1].version
+	}
+	if put.Replaces != nil && *put.Replaces != newest {
+		return res, hint.Errorf("look again: ov secret history "+put.Name,
+			"secret %s is at version %d, not %d: %w", put.Name, newest, *put.Replaces, ErrConflict)
+	}
+	if len(old) > 0 {
+		en := old[len(old)-1]
+		if err := en.loadValue(r); err != nil {
+			return res, err
+		}
+		o, err := en.open(k)
+		if err != nil {
+			return res, err
+		}
+		same := subtle.ConstantTimeCompare(o.value, put.Value) == 1
+		clear(o.value)
+		switch {
+		case same:
+			res.Outcome = Unchanged
+		case opt.Existing != ReplaceExisting:
+			res.Outcome = Kept
+		default:
+			res.Outcome = Updated
+		}
+	}
+	res.Version = newest
+	if res.Outcome == Unchanged || res.Outcome == Kept {
+		return res, nil
+	}
+	res.Version++
+	return res, s.addVersion(b, k, p, old, res.Version, metadata{put.Name, s.now(), opt.Note}, put.Value)
+}
+
+// addVersion seals a new version and drops the ones that are too old to keep.
+// Call it inside kek.Do.
+func (s *Session) addVersion(b *store.Batch, k keys, p place, old []entry, version uint32, m metadata, value []byte) error {
+	if version == 0 {
+		return fmt.Errorf("secret %s has no version numbers left: %w", m.name, ErrInvalid)
+	}
+	p.version = version
+	if err := p.seal(b, k, m, value); err != nil {
+		return err
+	}
+	for len(old) >= MaxVersions {
+		b.Delete(old[0].key(kindData))
+		b.Delete(old[0].key(kindValue))
+		old = old[1:]
+	}
+	return nil
+}
+
+// Delete deletes secrets with all their versions, all of them or none.
+func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
+	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		acc, e, err := s.env(r, ref)
+		if err != nil {
+			return nil, err
+		}
+		places, err := s.places(acc, e, list)
+		if err != nil {
+			return nil, err
+		}
+		var absent []string
+		for i, p := range places {
+			all, err := versions(r, p)
+			if err != nil {
+				return nil, err
+			}
+			if len(all) == 0 {
+				absent = append(absent, list[i])
+			}
+			for _, en := range all {
+				b.Delete(en.key(kindData))
+				b.Delete(en.key(kindValue))
+			}
+		}
+		if len(absent) > 0 {
+			return nil, s.missing(r, acc, e, absent)
+		}
+		return b, nil
+	})
+}
+
+// Rollback makes the value of an older version the newest, as a new version.
+func (s *Session) Rollback(ctx context.Context, ref Ref, name string, version uint32) (res PutResult, err error) {
+	err = s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		acc, e, err := s.env(r, ref)
+		if err != nil {
+			return nil, err
+		}
+		list, err := s.find(r, acc, e, Select{Names: []string{name}, Version: version})
+		if err != nil {
+			return nil, err
+		}
+		source := list[0]
+		if err := source.loadValue(r); err != nil {
+			return nil, err
+		}
+		all, err := versions(r, source.place)
+		if err != nil {
+			return nil, err
+		}
+		newest := all[len(all)-1].version
+		res = PutResult{Name: name, Outcome: Unchanged, Version: newest}
+		if version == 0 || version == newest {
+			return nil, nil
+		}
+		res.Outcome, res.Version = Updated, newest+1
+		kek.Do(func() {
+			var k keys
+			if k, err = s.keys(acc, e); err != nil {
+				return
+			}
+			var o opened
+			if o, err = source.open(k); err != nil {
+				return
+			}
+			defer clear(o.value)
+			m := metadata{name, s.now(), fmt.Sprintf("rollback to %d", version)}
+			err = s.addVersion(&b, k, source.place, all, res.Version, m, o.value)
+		})
+		return b, err
+	})
+	return res, err
+}
