@@ -43,7 +43,8 @@ type Reader interface {
 // Op writes one record, or deletes it when Value is nil.
 type Op struct{ Key, Value []byte }
 
-// Batch is written as a whole or not at all, in its order.
+// Batch is written as a whole or not at all. Of two writes to one key, the later
+// one wins.
 type Batch []Op
 
 // Put appends a write.

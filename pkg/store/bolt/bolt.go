@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	bbolt "go.etcd.io/bbolt"
@@ -165,6 +166,11 @@ func write(tx *bbolt.Tx, b store.Batch) error {
 	if err := b.Check(); err != nil {
 		return err
 	}
+	// bbolt splits a page only at commit and inserts into it by moving all that
+	// follows: 100,000 writes in the order of their keys take a second, in random
+	// order minutes.
+	b = slices.Clone(b)
+	slices.SortStableFunc(b, func(x, y store.Op) int { return bytes.Compare(x.Key, y.Key) })
 	bk := tx.Bucket(bucket)
 	for _, op := range b {
 		var err error
