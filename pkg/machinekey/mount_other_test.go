@@ -1,0 +1,7 @@
+//go:build !linux
+
+package machinekey
+
+import "errors"
+
+func mountTmpfs(string) error { return errors.ErrUnsupported }
