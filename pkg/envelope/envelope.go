@@ -11,6 +11,7 @@ import (
 	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -26,38 +27,54 @@ const (
 // data: it was changed, moved, or sealed under another key.
 var ErrOpen = errors.New("does not decrypt")
 
-func aead(key []byte) (cipher.AEAD, error) {
+// Key seals and opens under one AES-256-GCM key. It holds the key's schedule, so
+// it lives and dies inside one kek.Do.
+type Key struct{ aead cipher.AEAD }
+
+// NewKey prepares the 32-byte key.
+func NewKey(key []byte) (Key, error) {
 	if len(key) != KeySize {
-		return nil, fmt.Errorf("a key of %d bytes instead of %d", len(key), KeySize)
+		return Key{}, fmt.Errorf("a key of %d bytes instead of %d", len(key), KeySize)
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
-		return nil, err
+		return Key{}, err
 	}
-	return cipher.NewGCMWithRandomNonce(block)
+	aead, err := cipher.NewGCMWithRandomNonce(block)
+	return Key{aead}, err
 }
 
-// Seal encrypts plaintext under key (AES-256-GCM, NIST SP 800-38D, random
-// 96-bit nonce) and returns nonce, ciphertext and tag.
-func Seal(key, plaintext, aad []byte) ([]byte, error) {
-	a, err := aead(key)
-	if err != nil {
-		return nil, err
-	}
-	return a.Seal(nil, nil, plaintext, aad), nil
+// Seal encrypts plaintext (AES-256-GCM, NIST SP 800-38D, random 96-bit nonce)
+// and appends nonce, ciphertext and tag to dst.
+func (k Key) Seal(dst, plaintext, aad []byte) []byte {
+	return k.aead.Seal(dst, nil, plaintext, aad)
 }
 
-// Open is the inverse of Seal. It fails with ErrOpen.
-func Open(key, sealed, aad []byte) ([]byte, error) {
-	a, err := aead(key)
-	if err != nil {
-		return nil, err
-	}
-	plaintext, err := a.Open(nil, nil, sealed, aad)
+// Open appends the plaintext of sealed to dst. It fails with ErrOpen.
+func (k Key) Open(dst, sealed, aad []byte) ([]byte, error) {
+	plaintext, err := k.aead.Open(dst, nil, sealed, aad)
 	if err != nil {
 		return nil, ErrOpen
 	}
 	return plaintext, nil
+}
+
+// Seal is Key.Seal for a key that is used once.
+func Seal(key, plaintext, aad []byte) ([]byte, error) {
+	k, err := NewKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return k.Seal(nil, plaintext, aad), nil
+}
+
+// Open is Key.Open for a key that is used once.
+func Open(key, sealed, aad []byte) ([]byte, error) {
+	k, err := NewKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return k.Open(nil, sealed, aad)
 }
 
 // MAC is HMAC-SHA-256 (RFC 2104), 32 bytes.
@@ -131,12 +148,17 @@ func checksum(storeKey, body []byte) []byte {
 	return sum[:sumSize]
 }
 
-// EncodeSealed frames fields that are all ciphertext: version 1, kind, fields.
-func EncodeSealed(kind byte, fields ...[]byte) []byte {
-	return AppendFields([]byte{version, kind}, fields...)
+// BeginSealed starts a record of fields that are all ciphertext: version 1, kind.
+func BeginSealed(dst []byte, kind byte) []byte { return append(dst, version, kind) }
+
+// AppendSealed seals plaintext as the record's next field.
+func AppendSealed(dst []byte, key Key, plaintext, aad []byte) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(plaintext)+Overhead))
+	return key.Seal(dst, plaintext, aad)
 }
 
-// DecodeSealed is the inverse of EncodeSealed. The fields alias b.
+// DecodeSealed takes apart what BeginSealed and AppendSealed made. The fields
+// alias b.
 func DecodeSealed(kind byte, b []byte, n int) ([][]byte, error) {
 	if len(b) < 2 || b[0] != version || b[1] != kind {
 		return nil, fmt.Errorf("%w: not a record of kind %q", ErrMalformed, kind)

@@ -24,17 +24,20 @@ func AppendFields(dst []byte, fields ...[]byte) []byte {
 // Fields is AppendFields into a slice of exactly the size needed, so that a
 // secret field has no copy left behind in a slice that was outgrown.
 func Fields(fields ...[]byte) []byte {
-	n := 0
+	return AppendFields(make([]byte, 0, size(fields)), fields...)
+}
+
+func size(fields [][]byte) (n int) {
 	for _, f := range fields {
 		n += 4 + len(f)
 	}
-	return AppendFields(make([]byte, 0, n), fields...)
+	return n
 }
 
 // Bind returns label followed by the length-prefixed fields: what HKDF takes as
 // info, AES-GCM as additional data and HMAC as message.
 func Bind(label string, fields ...[]byte) []byte {
-	return AppendFields([]byte(label), fields...)
+	return AppendFields(append(make([]byte, 0, len(label)+size(fields)), label...), fields...)
 }
 
 // Split returns the fields in b, which alias it. It fails unless b is whole

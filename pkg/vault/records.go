@@ -2,7 +2,6 @@ package vault
 
 import (
 	"bytes"
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -305,12 +304,6 @@ func (e *env) indexKeyAAD(account id) []byte {
 // nameIndex is the name's place in the store: HMAC-SHA-256(index key, name).
 type nameIndex [sha256.Size]byte
 
-func indexOf(indexKey []byte, name string) nameIndex {
-	h := hmac.New(sha256.New, indexKey)
-	h.Write([]byte(name))
-	return nameIndex(h.Sum(nil))
-}
-
 // place is where one version of one secret lies.
 type place struct {
 	account id
@@ -370,6 +363,16 @@ type metadata struct {
 
 func (m metadata) encode() []byte {
 	return envelope.Fields([]byte(m.name), encodeTime(m.created), []byte(m.note))
+}
+
+// nameIn returns the name in encoded metadata, which it aliases.
+func nameIn(b []byte) ([]byte, error) {
+	if len(b) >= 4 {
+		if n := binary.BigEndian.Uint32(b); uint64(n) <= uint64(len(b)-4) {
+			return b[4 : 4+n], nil
+		}
+	}
+	return nil, fmt.Errorf("%w: metadata of %d bytes", envelope.ErrMalformed, len(b))
 }
 
 func decodeMetadata(b []byte) (metadata, error) {

@@ -260,41 +260,57 @@ func rewrap(r store.Reader, b *store.Batch, acc *account, from, to *Session, a, 
 		if err != nil {
 			return err
 		}
-		kek.Do(func() { err = rewrapEnv(b, acc, from, to, e, &moved, list) })
-		return err
-	})
-}
-
-// rewrapEnv is rewrap for one env. Call it inside kek.Do.
-func rewrapEnv(b *store.Batch, acc *account, from, to *Session, e, moved *env, list []entry) error {
-	k, err := from.keys(acc, e)
-	if err != nil {
-		return err
-	}
-	appKey, err := to.appKey(moved.app)
-	if err != nil {
-		return err
-	}
-	newKey := kek.EnvKey(appKey, moved.id[:], moved.generation())
-	if moved.indexKey, err = envelope.Seal(newKey, k.index, moved.indexKeyAAD(acc.id)); err != nil {
-		return err
-	}
-	b.Put(envKeyOf(moved.app.id, moved.slug), moved.encode(kek.MACKey(newKey)))
-	for _, en := range list {
-		f, err := envelope.DecodeSealed(kindData, en.data, 2)
-		if err != nil {
-			return damaged(en.String(), err)
-		}
-		dek, err := envelope.Open(k.env, f[0], en.dekAAD(e.generation()))
-		if err != nil {
-			return damaged(en.String(), err)
-		}
-		wrapped, err := envelope.Seal(newKey, dek, en.dekAAD(moved.generation()))
-		clear(dek)
+		parsed, err := parseAll(list)
 		if err != nil {
 			return err
 		}
-		b.Put(en.key(kindData), envelope.EncodeSealed(kindData, wrapped, f[1]))
+		return rewrapEnv(b, acc, from, to, e, &moved, parsed)
+	})
+}
+
+// rewrapEnv is rewrap for one env.
+func rewrapEnv(b *store.Batch, acc *account, from, to *Session, e, moved *env, list []*ciphertext) error {
+	type job struct{ dekAAD, record []byte }
+	jobs := make([]job, len(list))
+	for i, c := range list {
+		jobs[i] = job{c.place.dekAAD(moved.generation()), make([]byte, 0, len(c.data))}
+	}
+	var err error
+	kek.Do(func() {
+		var k keys
+		if k, err = from.keys(acc, e); err != nil {
+			return
+		}
+		var appKey []byte
+		if appKey, err = to.appKey(moved.app); err != nil {
+			return
+		}
+		envKey := kek.EnvKey(appKey, moved.id[:], moved.generation())
+		var key envelope.Key
+		if key, err = envelope.NewKey(envKey); err != nil {
+			return
+		}
+		moved.indexKey = key.Seal(nil, k.indexKey, moved.indexKeyAAD(acc.id))
+		b.Put(envKeyOf(moved.app.id, moved.slug), moved.encode(kek.MACKey(envKey)))
+		var dek [kek.KeySize]byte
+		defer clear(dek[:])
+		for i, c := range list {
+			var plain []byte
+			if plain, err = k.env.Open(dek[:0], c.dek, c.dekAAD); err != nil {
+				err = damaged(c.String(), err)
+				return
+			}
+			j := &jobs[i]
+			j.record = envelope.BeginSealed(j.record, kindData)
+			j.record = envelope.AppendSealed(j.record, key, plain, j.dekAAD)
+			j.record = envelope.AppendFields(j.record, c.meta)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for i, c := range list {
+		b.Put(c.key(kindData), jobs[i].record)
 	}
 	return nil
 }

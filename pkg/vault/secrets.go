@@ -43,21 +43,22 @@ type Version struct {
 func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Secret) error) error {
 	var acc *account
 	var e *env
-	var list []entry
+	var list []*ciphertext
 	err := s.vault.store.View(ctx, func(r store.Reader) (err error) {
 		if acc, e, err = s.env(r, ref); err != nil {
 			return err
 		}
-		if list, err = s.find(r, acc, e, sel); err != nil {
+		found, err := s.find(r, acc, e, sel)
+		if err != nil {
 			return err
 		}
-		for i := range list {
-			if err := list[i].loadValue(r); err != nil {
+		for i := range found {
+			if err := found[i].loadValue(r); err != nil {
 				return err
 			}
-			list[i].detach()
 		}
-		return nil
+		list, err = parseAll(found)
+		return err
 	})
 	if err != nil {
 		return err
@@ -73,12 +74,16 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 		if k, err = s.keys(acc, e); err != nil {
 			return
 		}
-		for i := range list {
-			var o opened
-			if o, err = list[i].open(k); err != nil {
+		for _, c := range list {
+			var value []byte
+			if value, err = c.open(k); err != nil {
 				return
 			}
-			secrets = append(secrets, Secret{o.name, o.value, list[i].version})
+			secrets = append(secrets, Secret{Value: value, Version: c.version})
+			if err = c.describe(); err != nil {
+				return
+			}
+			secrets[len(secrets)-1].Name = c.name
 		}
 		if sel.Names == nil {
 			slices.SortFunc(secrets, func(a, b Secret) int { return strings.Compare(a.Name, b.Name) })
@@ -149,22 +154,33 @@ func (s *Session) missing(r store.Reader, acc *account, e *env, absent []string)
 }
 
 // describe decrypts the metadata of the entries, in their order.
-func (s *Session) describe(acc *account, e *env, list []entry) (out []Version, err error) {
-	out = make([]Version, len(list))
+func (s *Session) describe(acc *account, e *env, list []entry) ([]Version, error) {
+	parsed, err := parseAll(list)
+	if err != nil {
+		return nil, err
+	}
 	kek.Do(func() {
 		var k keys
 		if k, err = s.keys(acc, e); err != nil {
 			return
 		}
-		for i := range list {
-			var o opened
-			if o, err = list[i].open(k); err != nil {
+		for _, c := range parsed {
+			if _, err = c.open(k); err != nil {
 				return
 			}
-			out[i] = Version{o.name, list[i].version, o.created, o.note}
 		}
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Version, len(parsed))
+	for i, c := range parsed {
+		if err := c.describe(); err != nil {
+			return nil, err
+		}
+		out[i] = Version{c.name, c.version, c.created, c.note}
+	}
+	return out, nil
 }
 
 // List describes the newest version of every secret in an env, sorted by name.
@@ -284,26 +300,7 @@ func (s *Session) Put(ctx context.Context, ref Ref, list []Put, opt PutOptions) 
 		if err != nil {
 			return nil, err
 		}
-		results = make([]PutResult, len(list))
-		var clash []string
-		kek.Do(func() {
-			var k keys
-			if k, err = s.keys(acc, e); err != nil {
-				return
-			}
-			for i, put := range list {
-				if results[i], err = s.put(r, &b, k, places[i], put, opt); err != nil {
-					return
-				}
-				if results[i].Outcome == Kept && opt.Existing == RefuseExisting {
-					clash = append(clash, put.Name)
-				}
-			}
-		})
-		if err == nil && len(clash) > 0 {
-			err = hint.Errorf("choose with --overwrite or --skip-existing",
-				"%s in %s with another value: %w: %s", plural(len(clash), "secret"), ref, ErrExists, abbreviated(clash))
-		}
+		results, err = s.put(r, &b, acc, e, places, list, opt)
 		return b, err
 	}
 	if opt.DryRun {
@@ -366,63 +363,149 @@ func (s *Session) addMissing(r store.Reader, b *store.Batch, ref Ref) (acc *acco
 	return acc, e, err
 }
 
-// put plans one write. Call it inside kek.Do.
-func (s *Session) put(r store.Reader, b *store.Batch, k keys, p place, put Put, opt PutOptions) (PutResult, error) {
-	res := PutResult{Name: put.Name, Outcome: Created}
-	old, err := versions(r, p)
-	if err != nil {
-		return res, err
-	}
-	var newest uint32
-	if len(old) > 0 {
-		newest = old[len(old)-1].version
-	}
-	if put.Replaces != nil && *put.Replaces != newest {
-		return res, hint.Errorf("look again: ov secret history "+put.Name,
-			"secret %s is at version %d, not %d: %w", put.Name, newest, *put.Replaces, ErrConflict)
-	}
-	if len(old) > 0 {
-		en := old[len(old)-1]
-		if err := en.loadValue(r); err != nil {
-			return res, err
-		}
-		o, err := en.open(k)
-		if err != nil {
-			return res, err
-		}
-		same := subtle.ConstantTimeCompare(o.value, put.Value) == 1
-		clear(o.value)
-		switch {
-		case same:
-			res.Outcome = Unchanged
-		case opt.Existing != ReplaceExisting:
-			res.Outcome = Kept
-		default:
-			res.Outcome = Updated
-		}
-	}
-	res.Version = newest
-	if res.Outcome == Unchanged || res.Outcome == Kept {
-		return res, nil
-	}
-	res.Version++
-	return res, s.addVersion(b, k, p, old, res.Version, metadata{put.Name, s.now(), opt.Note}, put.Value)
+// candidate is a secret to be written beside what is there.
+type candidate struct {
+	old    []entry     // the versions that are there
+	newest *ciphertext // of old, or nil
+	same   bool        // as the value that is to be written
 }
 
-// addVersion seals a new version and drops the ones that are too old to keep.
-// Call it inside kek.Do.
-func (s *Session) addVersion(b *store.Batch, k keys, p place, old []entry, version uint32, m metadata, value []byte) error {
-	if version == 0 {
-		return fmt.Errorf("secret %s has no version numbers left: %w", m.name, ErrInvalid)
+func newCandidate(r store.Reader, p place, put Put) (c candidate, err error) {
+	if c.old, err = versions(r, p); err != nil {
+		return c, err
 	}
-	p.version = version
-	if err := p.seal(b, k, m, value); err != nil {
-		return err
+	if put.Replaces != nil && *put.Replaces != c.version() {
+		return c, hint.Errorf("look again: ov secret history "+put.Name,
+			"secret %s is at version %d, not %d: %w", put.Name, c.version(), *put.Replaces, ErrConflict)
+	}
+	if len(c.old) > 0 {
+		en := c.old[len(c.old)-1]
+		if err := en.loadValue(r); err != nil {
+			return c, err
+		}
+		c.newest, err = en.parse()
+	}
+	return c, err
+}
+
+// version returns the newest version's number, 0 when there is none.
+func (c *candidate) version() uint32 {
+	if len(c.old) == 0 {
+		return 0
+	}
+	return c.old[len(c.old)-1].version
+}
+
+// compare decrypts what is there. Call it inside kek.Do.
+func (c *candidate) compare(k keys, value []byte) error {
+	if c.newest == nil {
+		return nil
+	}
+	old, err := c.newest.open(k)
+	if err == nil {
+		c.same = subtle.ConstantTimeCompare(old, value) == 1
+		clear(old)
+	}
+	return err
+}
+
+func (c *candidate) outcome(existing Existing) Outcome {
+	switch {
+	case c.newest == nil:
+		return Created
+	case c.same:
+		return Unchanged
+	case existing != ReplaceExisting:
+		return Kept
+	}
+	return Updated
+}
+
+// put plans the writes into the batch.
+func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, places []place, list []Put, opt PutOptions) ([]PutResult, error) {
+	candidates := make([]candidate, len(list))
+	for i, put := range list {
+		c, err := newCandidate(r, places[i], put)
+		if err != nil {
+			return nil, err
+		}
+		candidates[i] = c
+	}
+	var err error
+	kek.Do(func() {
+		var k keys
+		if k, err = s.keys(acc, e); err != nil {
+			return
+		}
+		for i := range candidates {
+			if err = candidates[i].compare(k, list[i].Value); err != nil {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	results := make([]PutResult, len(list))
+	var fresh []*plaintext
+	var clash []string
+	for i, put := range list {
+		c := &candidates[i]
+		res := PutResult{put.Name, c.outcome(opt.Existing), c.version()}
+		switch res.Outcome {
+		case Kept:
+			clash = append(clash, put.Name)
+		case Created, Updated:
+			res.Version++
+			p, err := s.nextVersion(b, places[i], c.old, metadata{put.Name, s.now(), opt.Note}, put.Value)
+			if err != nil {
+				return nil, err
+			}
+			fresh = append(fresh, p)
+		}
+		results[i] = res
+	}
+	if opt.Existing == RefuseExisting && len(clash) > 0 {
+		return nil, hint.Errorf("choose with --overwrite or --skip-existing",
+			"%s in %s with another value: %w: %s", plural(len(clash), "secret"), e.ref(), ErrExists, abbreviated(clash))
+	}
+	return results, s.sealAll(b, acc, e, fresh)
+}
+
+// nextVersion prepares a new version and drops the ones too old to keep.
+func (s *Session) nextVersion(b *store.Batch, p place, old []entry, m metadata, value []byte) (*plaintext, error) {
+	p.version = 1
+	if n := len(old); n > 0 {
+		p.version = old[n-1].version + 1
+	}
+	if p.version == 0 {
+		return nil, fmt.Errorf("secret %s has no version numbers left: %w", m.name, ErrInvalid)
 	}
 	for len(old) >= MaxVersions {
 		b.Delete(old[0].key(kindData))
 		b.Delete(old[0].key(kindValue))
 		old = old[1:]
+	}
+	return p.plaintext(m, value), nil
+}
+
+func (s *Session) sealAll(b *store.Batch, acc *account, e *env, list []*plaintext) (err error) {
+	kek.Do(func() {
+		var k keys
+		if k, err = s.keys(acc, e); err != nil {
+			return
+		}
+		for _, p := range list {
+			if err = p.seal(k); err != nil {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range list {
+		p.put(b)
 	}
 	return nil
 }
@@ -484,20 +567,26 @@ func (s *Session) Rollback(ctx context.Context, ref Ref, name string, version ui
 			return nil, nil
 		}
 		res.Outcome, res.Version = Updated, newest+1
+		c, err := source.parse()
+		if err != nil {
+			return nil, err
+		}
+		var value []byte
 		kek.Do(func() {
 			var k keys
-			if k, err = s.keys(acc, e); err != nil {
-				return
+			if k, err = s.keys(acc, e); err == nil {
+				value, err = c.open(k)
 			}
-			var o opened
-			if o, err = source.open(k); err != nil {
-				return
-			}
-			defer clear(o.value)
-			m := metadata{name, s.now(), fmt.Sprintf("rollback to %d", version)}
-			err = s.addVersion(&b, k, source.place, all, res.Version, m, o.value)
 		})
-		return b, err
+		if err != nil {
+			return nil, err
+		}
+		defer clear(value)
+		p, err := s.nextVersion(&b, source.place, all, metadata{name, s.now(), fmt.Sprintf("rollback to %d", version)}, value)
+		if err != nil {
+			return nil, err
+		}
+		return b, s.sealAll(&b, acc, e, []*plaintext{p})
 	})
 	return res, err
 }

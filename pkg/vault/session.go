@@ -3,9 +3,12 @@ package vault
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"time"
 
 	"github.com/opaquevault/ov/pkg/envelope"
@@ -151,18 +154,37 @@ func (s *Session) envKey(acc *account, e *env) ([]byte, error) {
 }
 
 // keys is what is needed to work in an env. It lives inside one kek.Do.
-type keys struct{ env, index []byte }
+//
+// The runtime keeps a list of what is allocated inside kek.Do, and a long list
+// of small things slows it down. So loops over many secrets allocate before and
+// after, and only compute inside.
+type keys struct {
+	env      envelope.Key
+	index    hash.Hash // HMAC-SHA-256 under the index key
+	indexKey []byte
+}
 
-func (s *Session) keys(acc *account, e *env) (keys, error) {
+func (s *Session) keys(acc *account, e *env) (k keys, err error) {
 	envKey, err := s.envKey(acc, e)
 	if err != nil {
-		return keys{}, err
+		return k, err
 	}
-	indexKey, err := envelope.Open(envKey, e.indexKey, e.indexKeyAAD(acc.id))
+	if k.env, err = envelope.NewKey(envKey); err != nil {
+		return k, err
+	}
+	k.indexKey, err = k.env.Open(nil, e.indexKey, e.indexKeyAAD(acc.id))
 	if err != nil {
-		return keys{}, damaged("env "+e.ref().String(), err)
+		return k, damaged("env "+e.ref().String(), err)
 	}
-	return keys{envKey, indexKey}, nil
+	k.index = hmac.New(sha256.New, k.indexKey)
+	return k, nil
+}
+
+func (k keys) indexOf(name []byte) (i nameIndex) {
+	k.index.Reset()
+	k.index.Write(name)
+	k.index.Sum(i[:0])
+	return i
 }
 
 // places turns names into places, version unset.
@@ -173,13 +195,17 @@ func (s *Session) places(acc *account, e *env, list []string) (places []place, e
 		}
 	}
 	places = make([]place, len(list))
+	bytesOf := make([][]byte, len(list))
+	for i, name := range list {
+		bytesOf[i] = []byte(name)
+	}
 	kek.Do(func() {
 		var k keys
 		if k, err = s.keys(acc, e); err != nil {
 			return
 		}
-		for i, name := range list {
-			places[i] = place{account: acc.id, env: e, index: indexOf(k.index, name)}
+		for i, name := range bytesOf {
+			places[i] = place{account: acc.id, env: e, index: k.indexOf(name)}
 		}
 	})
 	return places, err
@@ -233,67 +259,128 @@ func (en *entry) loadValue(r store.Reader) error {
 	return nil
 }
 
-// detach copies what aliases the store's snapshot.
-func (en *entry) detach() {
-	en.data, en.value = bytes.Clone(en.data), bytes.Clone(en.value)
+// ciphertext is an entry taken apart, ready to be decrypted. It aliases nothing
+// of the store's snapshot.
+type ciphertext struct {
+	entry
+	dek, meta, sealed         []byte
+	dekAAD, metaAAD, valueAAD []byte
+	plainMeta                 []byte // room for the metadata
+	metadata                         // decoded by describe
 }
 
-// opened is a decrypted entry. It lives inside one kek.Do.
-type opened struct {
-	metadata
-	value []byte
-}
-
-// open decrypts the entry: its metadata, and its value when that was loaded.
-// Call it inside kek.Do.
-func (en *entry) open(k keys) (opened, error) {
-	var o opened
-	f, err := envelope.DecodeSealed(kindData, en.data, 2)
+// parse takes the entry apart.
+func (en entry) parse() (*ciphertext, error) {
+	c := &ciphertext{entry: en}
+	c.data, c.value = bytes.Clone(en.data), bytes.Clone(en.value)
+	f, err := envelope.DecodeSealed(kindData, c.data, 2)
 	if err != nil {
-		return o, damaged(en.String(), err)
+		return nil, damaged(en.String(), err)
 	}
-	dek, err := envelope.Open(k.env, f[0], en.dekAAD(en.env.generation()))
-	if err != nil {
-		return o, damaged(en.String(), err)
-	}
-	defer clear(dek)
-	meta, err := envelope.Open(dek, f[1], en.aad(labelMeta))
-	if err != nil {
-		return o, damaged(en.String(), err)
-	}
-	if o.metadata, err = decodeMetadata(meta); err != nil {
-		return o, damaged(en.String(), err)
-	}
-	if indexOf(k.index, o.name) != en.index {
-		return o, damaged(en.String(), errors.New("it is filed under another name"))
-	}
+	c.dek, c.meta = f[0], f[1]
+	c.dekAAD, c.metaAAD = en.dekAAD(en.env.generation()), en.aad(labelMeta)
+	c.plainMeta = make([]byte, 0, len(c.meta))
 	if en.value == nil {
-		return o, nil
+		return c, nil
 	}
-	f, err = envelope.DecodeSealed(kindValue, en.value, 1)
-	if err != nil {
-		return o, damaged(en.String(), err)
+	if f, err = envelope.DecodeSealed(kindValue, c.value, 1); err != nil {
+		return nil, damaged(en.String(), err)
 	}
-	if o.value, err = envelope.Open(dek, f[0], en.aad(labelValue)); err != nil {
-		return o, damaged(en.String(), err)
-	}
-	return o, nil
+	c.sealed, c.valueAAD = f[0], en.aad(labelValue)
+	return c, nil
 }
 
-// seal encrypts a new version into the batch. Call it inside kek.Do.
-func (p place) seal(b *store.Batch, k keys, m metadata, value []byte) error {
+func parseAll(list []entry) ([]*ciphertext, error) {
+	out := make([]*ciphertext, len(list))
+	for i, en := range list {
+		c, err := en.parse()
+		if err != nil {
+			return nil, err
+		}
+		out[i] = c
+	}
+	return out, nil
+}
+
+// open decrypts the metadata into plainMeta and returns the value, if the entry
+// has it. Call it inside kek.Do, then describe.
+func (c *ciphertext) open(k keys) ([]byte, error) {
+	var dek [kek.KeySize]byte
+	defer clear(dek[:])
+	plain, err := k.env.Open(dek[:0], c.dek, c.dekAAD)
+	if err != nil {
+		return nil, damaged(c.String(), err)
+	}
+	key, err := envelope.NewKey(plain)
+	if err != nil {
+		return nil, damaged(c.String(), err)
+	}
+	if c.plainMeta, err = key.Open(c.plainMeta, c.meta, c.metaAAD); err != nil {
+		return nil, damaged(c.String(), err)
+	}
+	name, err := nameIn(c.plainMeta)
+	if err != nil {
+		return nil, damaged(c.String(), err)
+	}
+	if k.indexOf(name) != c.index {
+		return nil, damaged(c.String(), errors.New("it is filed under another name"))
+	}
+	if c.sealed == nil {
+		return nil, nil
+	}
+	value, err := key.Open(nil, c.sealed, c.valueAAD)
+	if err != nil {
+		return nil, damaged(c.String(), err)
+	}
+	return value, nil
+}
+
+// describe decodes the metadata that open decrypted.
+func (c *ciphertext) describe() (err error) {
+	if c.metadata, err = decodeMetadata(c.plainMeta); err != nil {
+		return damaged(c.String(), err)
+	}
+	return nil
+}
+
+// plaintext is a new version, ready to be encrypted.
+type plaintext struct {
+	place
+	meta, value               []byte
+	dekAAD, metaAAD, valueAAD []byte
+	data, sealed              []byte // the records, made by seal
+}
+
+func (p place) plaintext(m metadata, value []byte) *plaintext {
+	meta := m.encode()
+	return &plaintext{
+		place: p, meta: meta, value: value,
+		dekAAD: p.dekAAD(p.env.generation()), metaAAD: p.aad(labelMeta), valueAAD: p.aad(labelValue),
+		data:   make([]byte, 0, 2+4+kek.KeySize+envelope.Overhead+4+len(meta)+envelope.Overhead),
+		sealed: make([]byte, 0, 2+4+len(value)+envelope.Overhead),
+	}
+}
+
+// seal encrypts the new version under a fresh DEK. Call it inside kek.Do.
+func (p *plaintext) seal(k keys) error {
 	var dek [kek.KeySize]byte
 	rand.Read(dek[:])
 	defer clear(dek[:])
-	wrapped, err1 := envelope.Seal(k.env, dek[:], p.dekAAD(p.env.generation()))
-	meta, err2 := envelope.Seal(dek[:], m.encode(), p.aad(labelMeta))
-	sealed, err3 := envelope.Seal(dek[:], value, p.aad(labelValue))
-	if err := errors.Join(err1, err2, err3); err != nil {
+	key, err := envelope.NewKey(dek[:])
+	if err != nil {
 		return err
 	}
-	b.Put(p.key(kindData), envelope.EncodeSealed(kindData, wrapped, meta))
-	b.Put(p.key(kindValue), envelope.EncodeSealed(kindValue, sealed))
+	p.data = envelope.BeginSealed(p.data, kindData)
+	p.data = envelope.AppendSealed(p.data, k.env, dek[:], p.dekAAD)
+	p.data = envelope.AppendSealed(p.data, key, p.meta, p.metaAAD)
+	p.sealed = envelope.BeginSealed(p.sealed, kindValue)
+	p.sealed = envelope.AppendSealed(p.sealed, key, p.value, p.valueAAD)
 	return nil
+}
+
+func (p *plaintext) put(b *store.Batch) {
+	b.Put(p.key(kindData), p.data)
+	b.Put(p.key(kindValue), p.sealed)
 }
 
 // putApp writes the app's record. Call it inside kek.Do.
