@@ -1,6 +1,7 @@
 package kek
 
 import (
+	"crypto/subtle"
 	"fmt"
 	"sync"
 
@@ -27,9 +28,10 @@ var Fallback = allocLocked
 // memfd_secret(2) mapping where the kernel has it, mlock(2) with MADV_DONTDUMP
 // elsewhere. Guard pages surround it. One owner calls Destroy.
 type Locked struct {
-	mu  sync.Mutex
-	mem Memory
-	b   []byte
+	hidden bool
+	mu     sync.Mutex
+	mem    Memory
+	b      []byte
 }
 
 // NewLocked returns n zero bytes of locked memory, 1 <= n <= MaxLocked. It
@@ -39,13 +41,14 @@ func NewLocked(n int) (*Locked, error) {
 		return nil, fmt.Errorf("locked memory of %d bytes asked for, the bounds are 1 and %d", n, MaxLocked)
 	}
 	mem, err := allocSecret(n)
-	if err != nil {
+	hidden := err == nil
+	if !hidden {
 		if mem, err = Fallback(n); err != nil {
 			return nil, hint.Wrap(fmt.Errorf("cannot lock %d bytes of memory: %w", n, err),
 				"raise the limit of locked memory: ulimit -l, or LimitMEMLOCK= in the unit")
 		}
 	}
-	return &Locked{mem: mem, b: mem.Bytes()[:n]}, nil
+	return &Locked{mem: mem, b: mem.Bytes()[:n], hidden: hidden}, nil
 }
 
 // LockedFrom moves src into new locked memory and wipes src, on error too.
@@ -87,6 +90,16 @@ func (l *Locked) Clone() (*Locked, error) {
 	c.b = c.b[:len(l.b)]
 	return c, nil
 }
+
+// Equal compares two buffers in a time that tells only whether their lengths
+// are the same.
+func (l *Locked) Equal(other *Locked) bool {
+	return subtle.ConstantTimeCompare(l.Bytes(), other.Bytes()) == 1
+}
+
+// Hidden reports whether the bytes are in memfd_secret(2) memory, which not even
+// root can read from outside.
+func (l *Locked) Hidden() bool { return l.hidden }
 
 // Destroy wipes and releases the memory. It may be called twice, and on nil.
 func (l *Locked) Destroy() {
