@@ -349,15 +349,15 @@ func (m *machine) property(unit, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// eventually polls until ok, for at most 20 s.
-func (m *machine) eventually(what string, ok func() bool) {
+// eventuallyIn polls until ok, for at most so many seconds.
+func (m *machine) eventuallyIn(seconds int, what string, ok func() bool) {
 	m.t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	m.t.Fatalf("after 20 s still not: %s", what)
+	m.t.Fatalf("after %d s still not: %s", seconds, what)
 }
 
 // build compiles a package of this module and returns the program's path.
