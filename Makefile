@@ -27,16 +27,21 @@ gotest = go run ./test/setup/gotest
 .PHONY: all
 all: build
 
+# compile builds the programs for GOOS and GOARCH into the folder $1. ov starts
+# at an entry point of its own on Linux: see pkg/launch/entry_linux_amd64.s.
+compile = entry=; if [ "$$(go env GOOS)" = linux ]; then entry='-E ov_entry'; fi; \
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS) $$entry" -o $(1) ./cmd/ov && \
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $(1) ./cmd/ov-agent
+
 .PHONY: build
 build: ## ov and ov-agent into bin/
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@echo "build bin/ov bin/ov-agent"; $(call compile,bin/)
 
 .PHONY: cross
 cross: ## the same for every platform, into bin/OS-ARCH/
 	@set -e; for p in $(PLATFORMS); do \
-		echo "build $$p"; \
-		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} \
-			go build -trimpath -ldflags '$(LDFLAGS)' -o bin/$${p%/*}-$${p#*/}/ ./cmd/...; \
+		echo "build $$p"; export GOOS=$${p%/*} GOARCH=$${p#*/}; \
+		$(call compile,bin/$${p%/*}-$${p#*/}/) || exit 1; \
 	done
 	@echo "vet darwin, and linux without runtime/secret"
 	@CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go vet ./...

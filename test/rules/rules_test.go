@@ -183,6 +183,7 @@ var layers = []struct {
 	{0, "pkg/hint"},
 	{0, "pkg/names"},
 	{0, "pkg/near"},
+	{0, "pkg/prompt"},
 	{1, "pkg/safefile"},
 	{1, "pkg/kek"},
 	{1, "pkg/store"},
