@@ -1,0 +1,108 @@
+// Ov-agent is the daemon that holds an unlocked vault and serves it to the
+// programs of its account. Usually `ov agent start` or systemd runs it.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opaquevault/ov/pkg/agent"
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek/guard"
+	"github.com/opaquevault/ov/pkg/vault"
+	"github.com/opaquevault/ov/pkg/version"
+	"github.com/opaquevault/ov/pkg/xdg"
+)
+
+func main() {
+	guard.Install()
+	if err := newCommand().Execute(); err != nil {
+		fmt.Fprintf(os.Stderr, "ov-agent: %v\n", err)
+		if h := hint.Of(err); h != "" {
+			fmt.Fprintf(os.Stderr, "  hint: %s\n", h)
+		}
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	d := &agent.Daemon{Stdin: os.Stdin, Version: version.String()}
+	var ref vault.Ref
+	var foreground, detach, verbose bool
+	cmd := &cobra.Command{
+		Use:   "ov-agent",
+		Short: "Hold an unlocked vault and serve it to the programs of this account",
+		Long: `ov-agent unlocks a vault, holds its key in locked memory and serves gRPC on a
+Unix socket to its own account and root. Without --foreground it asks for the
+master password and detaches, as "ov agent start" does.`,
+		Args:          cobra.NoArgs,
+		Version:       d.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !foreground && !detach {
+				self, err := os.Executable()
+				if err != nil {
+					return err
+				}
+				return agent.Start(self, os.Args[1:])
+			}
+			err := run(cmd.Context(), d, ref, detach, verbose)
+			if err != nil && detach {
+				agent.Failed(err)
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&d.Socket, "socket", "", "socket to listen on (default: $XDG_RUNTIME_DIR/ov-agent/ov-agent.sock)")
+	f.StringVar(&d.Vault, "vault", "", "vault file (default: $XDG_DATA_HOME/ov/vault.db)")
+	f.StringVar(&ref.App, "app", "", "app of requests that name none")
+	f.StringVar(&ref.Env, "env", "", "env of requests that name none")
+	f.StringVar(&d.MachineKey, "machine-key", "", "unlock with this machine key file")
+	f.BoolVar(&d.PasswordStdin, "password-stdin", false, "read the master password from standard input")
+	f.BoolVar(&d.Locked, "locked", false, "start locked, to be unlocked by: ov agent unlock")
+	f.DurationVar(&d.TTL, "ttl", 0, "lock so long after the unlock, such as 8h (default: never)")
+	f.DurationVar(&d.Idle, "idle", 0, "lock so long after the last request, such as 30m (default: never)")
+	f.BoolVar(&foreground, "foreground", false, "stay in the foreground and log to standard error")
+	f.BoolVar(&verbose, "verbose", false, "log every request: who asked for what kind of thing, never a name or value")
+	f.BoolVar(&detach, agent.ReadyFlag[2:], false, "")
+	_ = f.MarkHidden(agent.ReadyFlag[2:])
+	cmd.MarkFlagsMutuallyExclusive("machine-key", "password-stdin", "locked")
+	return cmd
+}
+
+func run(ctx context.Context, d *agent.Daemon, ref vault.Ref, detach, verbose bool) error {
+	if d.Vault == "" {
+		path, err := xdg.Vault()
+		if err != nil {
+			return err
+		}
+		d.Vault = path
+	}
+	path, err := filepath.Abs(d.Vault)
+	if err != nil {
+		return err
+	}
+	d.Vault, d.Context = path, ref
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	out := os.Stderr
+	if detach {
+		file, err := agent.OpenLog()
+		if err != nil {
+			return err
+		}
+		out = file
+		d.Ready = func() error { return agent.Detach(file) }
+	}
+	d.Log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+	return d.Run(ctx)
+}

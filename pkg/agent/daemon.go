@@ -1,0 +1,205 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"google.golang.org/grpc"
+
+	"github.com/opaquevault/ov/pkg/agent/peer"
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/machinekey"
+	"github.com/opaquevault/ov/pkg/prompt"
+	"github.com/opaquevault/ov/pkg/store/bolt"
+	"github.com/opaquevault/ov/pkg/vault"
+)
+
+// stopGrace is how long a request in flight may take once the agent was told to
+// end.
+const stopGrace = 10 * time.Second
+
+// Daemon is one life of ov-agent.
+type Daemon struct {
+	Socket     string // "": the one that systemd passed, else the account's own
+	Vault      string // path of the vault file
+	Context    vault.Ref
+	MachineKey string // file to unlock with; "": ask
+	// PasswordStdin reads the master password from Stdin in place of asking.
+	PasswordStdin bool
+	Locked        bool // start without a key
+	TTL, Idle     time.Duration
+	Version       string
+	Stdin         io.Reader
+	Log           *slog.Logger
+	// Ready is called once, when the agent listens and is unlocked.
+	Ready func() error
+}
+
+// Run serves until SIGTERM, SIGINT, Stop or ctx end it. Everything that can go
+// wrong at the start is an error before Ready is called.
+func (d *Daemon) Run(ctx context.Context) error {
+	if err := harden(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+
+	// Listen first: it says at once that another agent has the socket, before
+	// anybody types a password.
+	listener, err := d.listen()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = listener.Close() }()
+
+	s := NewServer(Config{
+		Vault: vault.New(bolt.New(d.Vault)), VaultPath: d.Vault, Context: d.Context,
+		TTL: d.TTL, Idle: d.Idle, Version: d.Version, Log: d.Log, Stop: stop,
+	})
+	defer s.Lock("the agent ends")
+	if err := d.unlock(ctx, s); err != nil {
+		return err
+	}
+	if d.Ready != nil {
+		if err := d.Ready(); err != nil {
+			return err
+		}
+	}
+	limited := peer.Limit(listener, s.trust, peer.DefaultLimits(), func(_ *peer.Info, why error) {
+		d.Log.Warn("connection refused", "why", why.Error())
+	})
+	return d.serve(ctx, s, limited)
+}
+
+// harden keeps the process out of dumps and makes sure that memory can be
+// locked: an agent that cannot does not start.
+func harden() error {
+	if err := kek.Harden(); err != nil {
+		return err
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return os.NewSyscallError("setrlimit", err)
+	}
+	probe, err := kek.NewLocked(kek.KeySize)
+	if err != nil {
+		return err
+	}
+	probe.Destroy()
+	return nil
+}
+
+func (d *Daemon) listen() (*peer.Listener, error) {
+	l, err := peer.Inherited()
+	if !errors.Is(err, peer.ErrNotInherited) {
+		return l, err
+	}
+	socket := d.Socket
+	if socket == "" {
+		if socket, err = peer.OwnSocket(); err != nil {
+			return nil, err
+		}
+	}
+	return peer.Listen(socket)
+}
+
+func (d *Daemon) unlock(ctx context.Context, s *Server) error {
+	if d.Locked {
+		return nil
+	}
+	if d.MachineKey != "" {
+		key, err := machinekey.Read(d.MachineKey)
+		if err != nil {
+			return err
+		}
+		return s.UnlockKey(ctx, key)
+	}
+	if d.PasswordStdin {
+		password, err := prompt.Line(d.Stdin, kek.MaxPassword)
+		if err != nil {
+			return err
+		}
+		defer password.Destroy()
+		return s.Unlock(ctx, password)
+	}
+	// Look before asking: a vault that is not there needs no password.
+	if _, err := s.vault.Info(ctx); err != nil {
+		return err
+	}
+	const tries = 3
+	for try := 1; ; try++ {
+		password, err := prompt.Secret("Master password: ")
+		if errors.Is(err, prompt.ErrNoTerminal) {
+			return hint.Wrap(fmt.Errorf("cannot ask for the master password: %w", err),
+				"unlock with --machine-key FILE or --password-stdin, or start with --locked and use ov agent unlock")
+		}
+		if err != nil {
+			return err
+		}
+		err = s.Unlock(ctx, password)
+		password.Destroy()
+		if err == nil || !errors.Is(err, vault.ErrWrongPassword) || try == tries {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "ov-agent: wrong master password, try again")
+	}
+}
+
+// serve answers until ctx ends, then lets what is in flight finish.
+func (d *Daemon) serve(ctx context.Context, s *Server, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g := s.GRPC()
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Run(ctx) })
+	wg.Go(func() { watchdog(ctx, s) })
+	wg.Go(func() {
+		<-ctx.Done()
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		end := time.AfterFunc(stopGrace, g.Stop)
+		defer end.Stop()
+		g.GracefulStop()
+	})
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		d.Log.Warn("cannot tell systemd that the agent is ready", "why", err.Error())
+	}
+	d.Log.Info("serving", "socket", l.Addr().String(), "vault", d.Vault)
+	err := g.Serve(l)
+	cancel()
+	wg.Wait()
+	if errors.Is(err, grpc.ErrServerStopped) {
+		err = nil
+	}
+	return err
+}
+
+// watchdog tells systemd that the agent works, twice as often as it must
+// (sd_watchdog_enabled(3)).
+func watchdog(ctx context.Context, s *Server) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval <= 0 {
+		return
+	}
+	tick := time.NewTicker(interval / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if s.Healthy() {
+				_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+			}
+		}
+	}
+}

@@ -1,0 +1,329 @@
+// Package agent is ov-agent: the daemon that holds an unlocked vault and serves
+// it over a Unix socket, and the client that asks it.
+//
+// No secret crosses the socket in the clear, because gRPC's buffers cannot be
+// wiped: see seal.go. Who may ask is decided in interceptor.go and
+// permissions.go, from what package peer says of the caller.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/stats"
+
+	"github.com/opaquevault/ov/pkg/agent/peer"
+	"github.com/opaquevault/ov/pkg/envelope"
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/vault"
+	agentv1 "github.com/opaquevault/ov/proto/ov/agent/v1"
+)
+
+const (
+	// maxMessage bounds one gRPC message either way, in bytes.
+	maxMessage = 32 << 20
+	// maxRequest bounds one message to the agent, in bytes.
+	maxRequest = 1 << 20
+	// maxPut bounds what one Put may hold, in bytes.
+	maxPut = 64 << 20
+	// maxPending bounds what all Puts that are under way hold, in bytes.
+	maxPending = 128 << 20
+	// maxRequests is how many requests are served at a time.
+	maxRequests = 256
+)
+
+// Server answers for one vault. It is locked until Unlock or UnlockKey.
+type Server struct {
+	vault     *vault.Vault
+	vaultPath string
+	context   vault.Ref
+	version   string
+	log       *slog.Logger
+	trust     peer.Trust
+	inflight  *peer.Inflight
+	started   time.Time
+	ttl, idle time.Duration
+	stop      func() // asks the daemon to end
+
+	requests atomic.Uint64
+	pending  atomic.Int64 // bytes held by Puts
+	sweep    *sweeper
+	used     atomic.Int64 // Unix nanoseconds of the last request that counts
+
+	unlocking sync.Mutex // one Argon2id at a time
+
+	mu       sync.Mutex
+	held     *held
+	because  string // why it is locked
+	unlocked time.Time
+}
+
+// held is an unlocked session and how many requests work with it.
+type held struct {
+	session *vault.Session
+	hidden  bool
+	users   sync.WaitGroup
+}
+
+// Config says what a Server serves.
+type Config struct {
+	Vault     *vault.Vault
+	VaultPath string
+	Context   vault.Ref     // where a request without an app and env goes
+	TTL       time.Duration // lock so long after the unlock; 0: never
+	Idle      time.Duration // lock so long after the last request; 0: never
+	Version   string
+	Log       *slog.Logger
+	Stop      func() // called once an RPC asks the agent to end
+}
+
+// NewServer returns a locked server.
+func NewServer(c Config) *Server {
+	s := &Server{
+		vault: c.Vault, vaultPath: c.VaultPath, context: c.Context, version: c.Version,
+		log: c.Log, trust: peer.OwnOrRoot(), inflight: peer.NewInflight(peer.Halving(maxRequests)),
+		started: time.Now(), ttl: c.TTL, idle: c.Idle, stop: c.Stop,
+		sweep: newSweeper(), because: "nobody has unlocked it",
+	}
+	s.touch()
+	return s
+}
+
+// GRPC returns the gRPC server to serve with, bounded and guarded.
+func (s *Server) GRPC() *grpc.Server {
+	g := grpc.NewServer(
+		grpc.Creds(peer.ServerCredentials(s.trust)),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.StatsHandler(connections{}),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(32),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.ConnectionTimeout(5*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	)
+	agentv1.RegisterAgentServer(g, service{Server: s})
+	return g
+}
+
+func (s *Server) touch() { s.used.Store(time.Now().UnixNano()) }
+
+// Unlock opens the vault with the master password, which the caller keeps.
+func (s *Server) Unlock(ctx context.Context, password *kek.Locked) error {
+	s.unlocking.Lock()
+	defer s.unlocking.Unlock()
+	session, err := s.vault.Unlock(ctx, password)
+	if err != nil {
+		return err
+	}
+	s.hold(session)
+	return nil
+}
+
+// UnlockKey opens the vault with a machine key, which it takes.
+func (s *Server) UnlockKey(ctx context.Context, key *kek.Locked) error {
+	session, err := s.vault.UnlockKey(ctx, key)
+	if err != nil {
+		return err
+	}
+	s.hold(session)
+	return nil
+}
+
+func (s *Server) hold(session *vault.Session) {
+	h := &held{session: session, hidden: session.Hidden()}
+	s.touch()
+	s.mu.Lock()
+	old := s.held
+	s.held, s.because, s.unlocked = h, "", time.Now()
+	s.mu.Unlock()
+	old.release()
+	s.log.Info("unlocked")
+	s.sweep.soon()
+}
+
+// Lock forgets the key. Requests that already have it are waited for.
+func (s *Server) Lock(because string) {
+	s.mu.Lock()
+	old := s.held
+	s.held = nil
+	if old != nil {
+		s.because, s.unlocked = because, time.Time{}
+	}
+	s.mu.Unlock()
+	if old != nil {
+		old.release()
+		s.log.Info("locked", "because", because)
+	}
+	s.sweep.now()
+}
+
+func (h *held) release() {
+	if h != nil {
+		h.users.Wait()
+		h.session.Destroy()
+	}
+}
+
+// use calls fn with the unlocked session. It fails with ErrLocked. When the
+// vault's keys were changed elsewhere, the key that is held is worth nothing any
+// more and is forgotten.
+func (s *Server) use(fn func(*vault.Session) error) error {
+	s.mu.Lock()
+	h, because := s.held, s.because
+	if h != nil {
+		h.users.Add(1)
+	}
+	s.mu.Unlock()
+	if h == nil {
+		return hint.Errorf("ov agent unlock", "%w: %s", ErrLocked, because)
+	}
+	defer s.sweep.soon()
+	err := func() error {
+		defer h.users.Done()
+		return fn(h.session)
+	}()
+	if errors.Is(err, vault.ErrDeadKey) {
+		s.lockIf(h, err.Error())
+	}
+	return err
+}
+
+// lockIf locks if h is still what is held.
+func (s *Server) lockIf(h *held, because string) {
+	s.mu.Lock()
+	same := s.held == h
+	s.mu.Unlock()
+	if same {
+		s.Lock(because)
+	}
+}
+
+// Run locks by the clock until ctx ends.
+func (s *Server) Run(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			s.mu.Lock()
+			h, unlocked := s.held, s.unlocked
+			s.mu.Unlock()
+			switch {
+			case h == nil:
+			case s.ttl > 0 && now.Sub(unlocked) >= s.ttl:
+				s.lockIf(h, fmt.Sprintf("it was unlocked for %v (--ttl)", s.ttl))
+			case s.idle > 0 && now.Sub(time.Unix(0, s.used.Load())) >= s.idle:
+				s.lockIf(h, fmt.Sprintf("it was not used for %v (--idle)", s.idle))
+			}
+		}
+	}
+}
+
+// Healthy returns once the server's state can be looked at: what the watchdog
+// asks before it tells systemd that all is well.
+func (s *Server) Healthy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return true
+}
+
+// connections keeps a seal key for each connection that asks for one.
+type connections struct{}
+
+type connectionKey struct{}
+
+// connection is the state of one connection.
+type connection struct {
+	mu  sync.Mutex
+	key *sealKey
+}
+
+// sealKey returns the connection's key, making it at the first call.
+func (c *connection) sealKey() (*sealKey, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.key == nil {
+		k, err := newSealKey()
+		if err != nil {
+			return nil, err
+		}
+		c.key = k
+	}
+	return c.key, nil
+}
+
+func connectionOf(ctx context.Context) (*connection, error) {
+	c, ok := ctx.Value(connectionKey{}).(*connection)
+	if !ok {
+		return nil, errors.New("the request has no connection")
+	}
+	return c, nil
+}
+
+func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
+	return context.WithValue(ctx, connectionKey{}, new(connection))
+}
+func (connections) HandleConn(context.Context, stats.ConnStats)                     {}
+func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+func (connections) HandleRPC(context.Context, stats.RPCStats)                       {}
+
+// unseal opens what the caller sealed to its connection's key. The plaintext is
+// in memory that kek.Do erases once nothing refers to it; the caller clears it.
+func unseal(ctx context.Context, method string, sealed []byte) (plain []byte, err error) {
+	c, err := connectionOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	k := c.key
+	c.mu.Unlock()
+	if k == nil {
+		return nil, fmt.Errorf("%w: a sealed message before Hello", vault.ErrInvalid)
+	}
+	kek.Do(func() { plain, err = k.open(method, sealed) })
+	if err != nil {
+		err = fmt.Errorf("%w: %w", vault.ErrInvalid, err)
+	}
+	return plain, err
+}
+
+// ref returns the env that a request is for.
+func (s *Server) ref(r *agentv1.Ref) vault.Ref {
+	if r.GetApp() == "" && r.GetEnv() == "" {
+		return s.context
+	}
+	return vault.Ref{App: r.GetApp(), Env: r.GetEnv()}
+}
+
+// seal answers with fields under HPKE. Call it outside kek.Do when the fields
+// are no secret values.
+func seal(public []byte, method string, fields ...[]byte) (resp *agentv1.SealedResponse, err error) {
+	kek.Do(func() { resp, err = sealInside(public, method, fields...) })
+	return resp, err
+}
+
+// sealInside is seal for a caller that is inside kek.Do.
+func sealInside(public []byte, method string, fields ...[]byte) (*agentv1.SealedResponse, error) {
+	plain := envelope.Fields(fields...)
+	defer clear(plain)
+	if len(plain) > maxMessage-1024 {
+		return nil, hint.Errorf("ask for some of them by name", "%w: an answer of %d bytes, the bound is %d", ErrTooLarge, len(plain), maxMessage-1024)
+	}
+	sealed, err := sealTo(public, method, plain)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", vault.ErrInvalid, err)
+	}
+	return &agentv1.SealedResponse{Sealed: sealed}, nil
+}

@@ -1,0 +1,50 @@
+// Package xdg says where a user's own files are (XDG Base Directory
+// Specification 0.8, which has relative paths in its variables ignored).
+package xdg
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+
+	"github.com/opaquevault/ov/pkg/hint"
+)
+
+// Config returns $XDG_CONFIG_HOME/ov/name, by default ~/.config/ov/name.
+func Config(name string) (string, error) { return file("XDG_CONFIG_HOME", ".config", name) }
+
+// State returns $XDG_STATE_HOME/ov/name, by default ~/.local/state/ov/name.
+func State(name string) (string, error) { return file("XDG_STATE_HOME", ".local/state", name) }
+
+// Vault returns the vault file of users who name no other:
+// $XDG_DATA_HOME/ov/vault.db, by default ~/.local/share/ov/vault.db.
+func Vault() (string, error) { return file("XDG_DATA_HOME", ".local/share", "vault.db") }
+
+func file(variable, fallback, name string) (string, error) {
+	if base := os.Getenv(variable); filepath.IsAbs(base) {
+		return filepath.Join(base, "ov", name), nil
+	}
+	home, err := Home()
+	if err != nil {
+		return "", hint.Errorf("set HOME", "cannot tell where %s is: %w", name, err)
+	}
+	return filepath.Join(home, fallback, "ov", name), nil
+}
+
+// Home returns $HOME or, for services to which systemd gives none, what the
+// account's entry in the user database says.
+func Home() (string, error) {
+	if home := os.Getenv("HOME"); filepath.IsAbs(home) {
+		return home, nil
+	}
+	u, err := user.LookupId(strconv.Itoa(os.Geteuid()))
+	if err == nil && !filepath.IsAbs(u.HomeDir) {
+		err = fmt.Errorf("user %s has no home directory", u.Username)
+	}
+	if err != nil {
+		return "", fmt.Errorf("HOME is not set: %w", err)
+	}
+	return u.HomeDir, nil
+}
