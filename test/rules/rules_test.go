@@ -97,8 +97,8 @@ var forbidden = []struct {
 	why   string
 }{
 	{"cmd/ov-agent", []string{
-		"net/http/pprof", "html/template", "text/template", "expvar", "plugin",
-		"github.com/spf13/...", "github.com/pelletier/go-toml/...", "go.yaml.in/...", "gopkg.in/yaml.v3",
+		"net/http/pprof", "html/template", "expvar", "plugin",
+		"github.com/spf13/cobra/doc", "github.com/pelletier/go-toml/...", "go.yaml.in/...", "gopkg.in/yaml.v3",
 		"github.com/schollz/progressbar/...", "github.com/creack/pty", "github.com/rogpeppe/go-internal/...",
 		"google.golang.org/grpc/reflection/...", "google.golang.org/grpc/channelz/service",
 		"database/sql", "testing",
@@ -183,7 +183,9 @@ var layers = []struct {
 	{0, "pkg/hint"},
 	{0, "pkg/names"},
 	{0, "pkg/near"},
-	{0, "pkg/prompt"},
+	{0, "pkg/version"},
+	{0, "pkg/xdg"},
+	{2, "pkg/prompt"},
 	{1, "pkg/safefile"},
 	{1, "pkg/kek"},
 	{1, "pkg/store"},
