@@ -1,0 +1,423 @@
+//go:build linux
+
+package memory
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opaquevault/ov/test/memory/memscan"
+)
+
+const (
+	secretCount = 40
+	requests    = 1000
+)
+
+// account is a throwaway vault with an agent, as one user has it.
+type account struct {
+	t        *testing.T
+	bin, dir string
+	env      []string
+	password []byte
+	control  []byte            // not secret, in the environment: must be found
+	values   map[string][]byte // of the secrets, by name
+	keys     map[string][]byte
+}
+
+func newAccount(t *testing.T) *account {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("reading another process's memory needs root")
+	}
+	bin, err := filepath.Abs("../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, program := range []string{"ov", "ov-agent"} {
+		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
+			t.Fatalf("%v: run make build", err)
+		}
+	}
+	// A Unix socket's path has at most 107 bytes, which t.TempDir exceeds.
+	dir, err := os.MkdirTemp("", "ov-mem-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	a := &account{t: t, bin: bin, dir: dir, password: []byte(random()), control: []byte(random()), values: map[string][]byte{}}
+	run := filepath.Join(dir, "run")
+	if err := os.Mkdir(run, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.env = []string{
+		"PATH=" + bin + ":/usr/bin:/bin", "HOME=" + dir, "TMPDIR=" + dir, "XDG_RUNTIME_DIR=" + run,
+		"XDG_DATA_HOME=" + dir + "/data", "XDG_CONFIG_HOME=" + dir + "/config", "XDG_STATE_HOME=" + dir + "/state",
+		"CONTROL=" + string(a.control),
+	}
+	// No value is part of the test's own arguments or files that live on.
+	var dotenv bytes.Buffer
+	for i := range secretCount {
+		name, value := fmt.Sprintf("SECRET_%d", i), random()
+		a.values[name] = []byte(value)
+		fmt.Fprintf(&dotenv, "%s=%s\n", name, value)
+	}
+	file := filepath.Join(dir, "import.env")
+	if err := os.WriteFile(file, dotenv.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.ov(a.password, "auth", "init", "--password-stdin")
+	a.ov(a.password, "agent", "start", "--password-stdin")
+	t.Cleanup(func() { _, _ = a.try(nil, "agent", "stop") })
+	a.ov(nil, "secret", "import", file, "--app", "myapp", "--env", "production")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	a.readKeys()
+	return a
+}
+
+func (a *account) readKeys() { a.keys = keysOf(a.t, a.dir+"/data/ov/vault.db", a.password) }
+
+// random is text of 32 characters that no program holds by chance.
+func random() string { return rand.Text() + rand.Text()[:6] }
+
+func (a *account) command(stdin []byte, args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(a.bin, "ov"), args...)
+	cmd.Env, cmd.Dir = a.env, a.dir
+	if stdin != nil {
+		cmd.Stdin = bytes.NewReader(append(bytes.Clone(stdin), '\n'))
+	}
+	return cmd
+}
+
+func (a *account) try(stdin []byte, args ...string) ([]byte, error) {
+	cmd := a.command(stdin, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("ov %s: %w\n%s", strings.Join(args, " "), err, &stderr)
+	}
+	return stdout.Bytes(), nil
+}
+
+func (a *account) ov(stdin []byte, args ...string) []byte {
+	a.t.Helper()
+	out, err := a.try(stdin, args...)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return out
+}
+
+func (a *account) agentStatus() (status struct {
+	PID      int    `json:"pid"`
+	Requests int    `json:"requests"`
+	Memory   string `json:"memory"`
+	Unlocked bool   `json:"unlocked"`
+}) {
+	a.t.Helper()
+	out := a.ov(nil, "agent", "status", "--json")
+	if err := json.Unmarshal(out, &status); err != nil || status.PID == 0 {
+		a.t.Fatalf("agent status: %v\n%s", err, out)
+	}
+	return status
+}
+
+// patterns are all forms of all that must not be found, and the control.
+func (a *account) patterns() []memscan.Pattern {
+	all := memscan.Forms("control", a.control)
+	all = append(all, memscan.Forms("password", a.password)...)
+	for _, from := range []map[string][]byte{a.keys, a.values} {
+		for name, secret := range from {
+			all = append(all, memscan.Forms(name, secret)...)
+		}
+	}
+	return all
+}
+
+// kind turns "DEK 01ab/3" into "DEK": a line of the printed table.
+func kind(name string) string {
+	for _, k := range []string{"KEK", "slot key", "app key", "env key", "index key", "DEK", "password", "control"} {
+		if strings.HasPrefix(name, k) {
+			return k
+		}
+	}
+	return "value"
+}
+
+// check prints the counts and fails on whatever is found and not allowed.
+func (a *account) check(what string, report *memscan.Report, allowed func(memscan.Hit) bool) {
+	a.t.Helper()
+	count := map[string]int{}
+	for _, h := range report.Hits {
+		count[kind(h.Name)]++
+	}
+	line := fmt.Sprintf("%s: %d KiB read, %d KiB refused; found", what, report.Read>>10, report.Unreadable>>10)
+	for _, k := range []string{"KEK", "slot key", "app key", "env key", "index key", "DEK", "password", "value"} {
+		line += fmt.Sprintf(" %s %d,", k, count[k])
+	}
+	a.t.Logf("%s control %d", line, count["control"])
+	if count["control"] == 0 {
+		a.t.Errorf("%s: the control is not found, so the scan shows nothing", what)
+	}
+	told := 0
+	for _, h := range report.Hits {
+		if h.Name == "control" || allowed(h) {
+			continue
+		}
+		if told++; told <= 20 {
+			a.t.Errorf("%s: %s", what, h)
+		}
+	}
+}
+
+func nothing(memscan.Hit) bool { return false }
+
+// scan stops the process, so that nothing moves, and scans it.
+func (a *account) scan(pid int) *memscan.Report {
+	a.t.Helper()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		a.t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
+	report, err := memscan.Process(pid, a.patterns())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return report
+}
+
+func (a *account) core(pid int) *memscan.Report {
+	a.t.Helper()
+	prefix := filepath.Join(a.dir, "core")
+	if out, err := exec.Command("gcore", "-a", "-o", prefix, fmt.Sprint(pid)).CombinedOutput(); err != nil {
+		a.t.Fatalf("gcore: %v\n%s", err, out)
+	}
+	file := fmt.Sprintf("%s.%d", prefix, pid)
+	defer func() { _ = os.Remove(file) }()
+	report, err := memscan.Core(file, a.patterns())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return report
+}
+
+// serve makes the agent answer n requests of every kind, four clients at a time.
+func (a *account) serve(n int) {
+	a.t.Helper()
+	names := slices.Sorted(maps.Keys(a.values))
+	jobs := make(chan int)
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for i := range jobs {
+				name := names[i%len(names)]
+				ref := []string{"--app", "myapp", "--env", "production"}
+				var err error
+				switch i % 8 {
+				case 0:
+					_, err = a.try(nil, append([]string{"secret", "list"}, ref...)...)
+				case 1:
+					var out []byte
+					if out, err = a.try(nil, append([]string{"secret", "get", name, "--reveal"}, ref...)...); err == nil && !bytes.Contains(out, a.values[name]) {
+						err = fmt.Errorf("secret get %s did not print its value", name)
+					}
+				case 2:
+					_, err = a.try(a.values[name], append([]string{"secret", "set", name}, ref...)...)
+				case 3:
+					_, err = a.try(nil, append(append([]string{"run", "--secrets", name}, ref...), "--", "/bin/true")...)
+				default:
+					_, err = a.try(nil, append(append([]string{"run"}, ref...), "--", "/bin/true")...)
+				}
+				if err != nil {
+					a.t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range n {
+		jobs <- i
+	}
+	close(jobs)
+	clients.Wait()
+	if a.t.Failed() {
+		a.t.FailNow()
+	}
+}
+
+func TestAgentHoldsNoSecretThatRootCanRead(t *testing.T) {
+	a := newAccount(t)
+	a.serve(requests)
+	a.readKeys() // of versions written meanwhile
+	time.Sleep(time.Second)
+
+	status := a.agentStatus()
+	if status.Requests < requests || !status.Unlocked {
+		t.Fatalf("the agent answered %d requests (unlocked: %v), want %d", status.Requests, status.Unlocked, requests)
+	}
+	t.Logf("the agent answered %d requests; its key is in %s", status.Requests, status.Memory)
+	// The request for the status may have left something too.
+	time.Sleep(time.Second)
+
+	allowed := nothing
+	if fd, err := unix.MemfdSecret(unix.O_CLOEXEC); err != nil {
+		t.Logf("memfd_secret: %v: the KEK may be found in its locked page", err)
+		allowed = func(h memscan.Hit) bool { return h.Name == "KEK" && h.Mapping.Has("lo") && h.Mapping.Has("dd") }
+	} else {
+		_ = unix.Close(fd)
+		if status.Memory != "memfd_secret" {
+			t.Errorf("the kernel has memfd_secret, and the key is in %s", status.Memory)
+		}
+	}
+	a.check("unlocked agent", a.scan(status.PID), allowed)
+	if _, err := exec.LookPath("gcore"); err != nil {
+		t.Error("gcore (gdb) is not installed: make setup")
+	} else {
+		a.check("gcore -a of it", a.core(status.PID), func(h memscan.Hit) bool {
+			// A core has no VmFlags. Without memfd_secret the locked page is in it.
+			return h.Name == "KEK" && status.Memory != "memfd_secret"
+		})
+	}
+
+	a.ov(nil, "agent", "lock")
+	time.Sleep(time.Second)
+	a.check("locked agent", a.scan(status.PID), nothing)
+}
+
+// TestScanFindsWhatTheAgentWouldLeak is the counterproof for the test above: the
+// same scan of the same patterns finds each of them in a process that has them.
+func TestScanFindsWhatTheAgentWouldLeak(t *testing.T) {
+	a := newAccount(t)
+	var all bytes.Buffer
+	for _, p := range a.patterns() {
+		all.Write(p.Bytes)
+		all.WriteByte(0)
+	}
+	// dd waits for the rest of its block and keeps what came, as it came.
+	cmd := exec.Command("dd", "bs=1M", "iflag=fullblock", "count=1", "of=/dev/null", "status=none")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close(); _ = cmd.Wait() }()
+	if _, err := in.Write(all.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	var missing int
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		report := a.scan(cmd.Process.Pid)
+		missing = 0
+		for _, p := range a.patterns() {
+			if report.Count(p.Name) == 0 {
+				missing++
+			}
+		}
+		if missing == 0 {
+			return
+		}
+	}
+	t.Errorf("%d of %d patterns are not found", missing, len(a.patterns()))
+}
+
+func TestRunHoldsOnlyTheEnvironmentItHandsOver(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Skip("holding a process before execve needs strace")
+	}
+	a := newAccount(t)
+	key := filepath.Join(a.dir, "machine.key")
+	a.ov(a.password, "auth", "derive-machine-key", "--out", key, "--password-stdin")
+	ref := []string{"--app", "myapp", "--env", "production", "--", "/bin/true"}
+	for _, way := range []struct {
+		name  string
+		stdin []byte
+		args  []string
+	}{
+		{"over the agent", nil, []string{"run", "--agent"}},
+		{"with a machine key", nil, []string{"run", "--machine-key", key}},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			run := a.command(way.stdin, append(way.args, ref...)...)
+			pid, release := beforeExec(t, run)
+			defer release()
+			report, err := memscan.Process(pid, a.patterns())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The values are on their way to the child: raw, in the block of
+			// arguments that execve(2) is about to take, once each.
+			raw := map[string]int{}
+			for _, h := range report.Hits {
+				if kind(h.Name) == "value" && h.Form == "raw" {
+					raw[h.Name]++
+				}
+			}
+			a.t = t
+			a.check("ov run "+way.name, report, func(h memscan.Hit) bool {
+				return kind(h.Name) == "value" && strings.HasPrefix(h.Form, "raw")
+			})
+			for name := range a.values {
+				if raw[name] != 1 {
+					t.Errorf("the value of %s is there %d times, want once", name, raw[name])
+				}
+			}
+		})
+	}
+}
+
+// beforeExec starts the program under strace(1), which holds every execve(2) at
+// its entry for a while, and returns its pid when it is in its own: the program
+// becoming its child.
+func beforeExec(t *testing.T, program *exec.Cmd) (pid int, release func()) {
+	t.Helper()
+	const hold = 5 * time.Second
+	cmd := exec.Command("strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=execve",
+		"-e", fmt.Sprintf("inject=execve:delay_enter=%ds", int(hold.Seconds()))},
+		append([]string{program.Path}, program.Args[1:]...)...)...)
+	cmd.Env, cmd.Dir, cmd.Stdin = program.Env, program.Dir, program.Stdin
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	release = func() {
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+		_ = cmd.Wait()
+	}
+	for deadline := time.Now().Add(2 * hold); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+		for _, child := range strings.Fields(string(children)) {
+			if exe, _ := os.Readlink("/proc/" + child + "/exe"); exe != program.Path {
+				continue
+			}
+			calls, _ := filepath.Glob("/proc/" + child + "/task/*/syscall")
+			for _, call := range calls {
+				if now, _ := os.ReadFile(call); strings.HasPrefix(string(now), fmt.Sprintf("%d ", unix.SYS_EXECVE)) {
+					fmt.Sscan(child, &pid)
+					return pid, release
+				}
+			}
+		}
+	}
+	release()
+	t.Fatalf("the program did not come to its execve\n%s", &stderr)
+	return 0, nil
+}
