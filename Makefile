@@ -3,8 +3,8 @@
 export GOEXPERIMENT := runtimesecret
 export GOFLAGS      := -tags=grpcnotrace -buildvcs=false
 
-# The go command stamps the version into the programs where git answers.
-STAMP   := -buildvcs=$(if $(shell git rev-parse HEAD 2>/dev/null),true,false)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X github.com/opaquevault/ov/pkg/version.version=$(VERSION)
 PREFIX  ?= /usr/local
 TOOLS   := $(CURDIR)/bin/tools
 # Each line of this file is one thing that this machine could not run, and why.
@@ -30,8 +30,8 @@ all: build
 # compile builds the programs for GOOS and GOARCH into the folder $1. ov starts
 # at an entry point of its own on Linux: see pkg/launch/entry_linux_amd64.s.
 compile = entry=; if [ "$$(go env GOOS)" = linux ]; then entry='-E ov_entry'; fi; \
-	CGO_ENABLED=0 go build -trimpath $(STAMP) -ldflags "-s -w $$entry" -o $(1) ./cmd/ov && \
-	CGO_ENABLED=0 go build -trimpath $(STAMP) -ldflags '-s -w' -o $(1) ./cmd/ov-agent
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS) $$entry" -o $(1) ./cmd/ov && \
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(1) ./cmd/ov-agent
 
 .PHONY: build
 build: ## ov and ov-agent into bin/
