@@ -278,13 +278,17 @@ func (c *Client) Put(ctx context.Context, ref vault.Ref, list []vault.Put, opt v
 			Ref: protoRef(ref), Existing: uint32(opt.Existing), DryRun: opt.DryRun, Create: opt.Create,
 			Note: opt.Note, PublicKey: public,
 		}
-		for {
+		for sent := 0; ; {
 			var n int
 			if req.Sealed, n, err = sealPuts(hello.PublicKey, list); err != nil {
 				return nil, err
 			}
 			if err := stream.Send(req); err != nil {
 				break // CloseAndRecv has the reason
+			}
+			sent += n
+			if opt.Progress != nil {
+				opt.Progress(sent)
 			}
 			if list = list[n:]; len(list) == 0 {
 				break

@@ -48,98 +48,12 @@ func (e *Unsafe) Unwrap() error { return e.Fault }
 // error is an *Unsafe. An absent file is fs.ErrNotExist. A credential that
 // systemd passed to this service is held to its own rules, see credential.
 func Read(path string) (*kek.Locked, error) {
-	owner := os.Geteuid()
-	dir, name, err := open(path, owner)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = dir.Close() }()
-	cred := credential(path, dir)
-
-	fd, info, err := dir.Open(name, unix.O_RDONLY)
-	if err != nil {
-		// The file's owner and mode say more than "permission denied" does.
-		if info, lerr := dir.Lstat(name); lerr == nil {
-			if err := judge(path, info, owner, cred, dir.Fault); err != nil {
-				return nil, err
-			}
-		}
-		return nil, openError(path, owner, err, dir.Fault)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := judge(path, info, owner, cred, dir.Fault); err != nil {
-		return nil, err
-	}
-
-	key, err := kek.NewLocked(Size + 1) // one more, to notice a file that grew
-	if err != nil {
-		return nil, err
-	}
-	n, err := safefile.ReadAll(fd, key.Bytes())
-	if err == nil && n != Size {
-		err = sizeFault(path, int64(n))
-	} else if err != nil {
-		err = fmt.Errorf("machine key %s: cannot read: %w", safefile.Quote(path), err)
-	}
-	if err != nil {
-		key.Destroy()
-		return nil, err
-	}
-	key.Truncate(Size)
-	return key, nil
-}
-
-// Check says whether Read would accept the file path if uid called it, without
-// reading the key: for `ov agent install` and `ov doctor`, which look at a
-// service's key with other eyes. Errors are Read's. It knows nothing of
-// systemd credentials, which exist only inside the service.
-func Check(path string, uid int) error {
-	dir, name, err := open(path, uid)
+	dir, name, err := place(path, force)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = dir.Close() }()
-	info, err := dir.Lstat(name)
-	if err != nil {
-		return openError(path, uid, err, dir.Fault)
-	}
-	return judge(path, info, uid, false, dir.Fault)
-}
-
-// Write puts key, Size bytes, into the file path with mode 0600, whatever the
-// umask. Without force an existing file stays and the error is fs.ErrExist.
-// With force it is replaced in one step: a reader sees the old key or the new,
-// and so does a machine that loses power on the way.
-//
-// A symbolic link, and directories that others can write, are refused.
-func Write(path string, key *kek.Locked, force bool) error {
-	if n := len(key.Bytes()); n != Size {
-		return fmt.Errorf("machine key %s: not written: %d bytes given, a machine key has %d", safefile.Quote(path), n, Size)
-	}
 	owner := os.Geteuid()
-	dir, name, err := open(path, owner)
-	if errors.Is(err, fs.ErrNotExist) {
-		return hint.Errorf("sudo install -d -o "+safefile.User(owner)+" -m 700 "+safefile.Shell(filepath.Dir(path)),
-			"machine key %s: directory %s: %w", safefile.Quote(path), safefile.Quote(filepath.Dir(path)), unix.ENOENT)
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	if dir.Fault != nil {
-		return &Unsafe{path, dir.Fault}
-	}
-	old, err := dir.Lstat(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fmt.Errorf("machine key %s: %w", safefile.Quote(path), cause(err))
-	case old.Type != unix.S_IFREG:
-		return typeFault(path, old.Type)
-	case !force:
-		return existsError(path)
-	}
-
 	err = dir.Write(name, key.Bytes(), safefile.Attr{Perm: 0o600, UID: -1, GID: -1, Replace: force})
 	switch {
 	case errors.Is(err, fs.ErrExist):
@@ -152,6 +66,53 @@ func Write(path string, key *kek.Locked, force bool) error {
 			safefile.Quote(path), safefile.User(owner), safefile.Quote(dir.Path()), fs.ErrPermission)
 	case err != nil:
 		return fmt.Errorf("machine key %s: %w", safefile.Quote(path), cause(err))
+	}
+	return nil
+}
+
+// CanWrite tells what Write would refuse before it is given a key: so that
+// nobody types a password for nothing.
+func CanWrite(path string, force bool) error {
+	dir, _, err := place(path, force)
+	if err != nil {
+		return err
+	}
+	return dir.Close()
+}
+
+// place opens the directory that a key is to be written into.
+func place(path string, force bool) (*safefile.Dir, string, error) {
+	owner := os.Geteuid()
+	dir, name, err := open(path, owner)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", hint.Errorf("sudo install -d -o "+safefile.User(owner)+" -m 700 "+safefile.Shell(filepath.Dir(path)),
+			"machine key %s: directory %s: %w", safefile.Quote(path), safefile.Quote(filepath.Dir(path)), unix.ENOENT)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if err := vacant(dir, path, name, force); err != nil {
+		_ = dir.Close()
+		return nil, "", err
+	}
+	return dir, name, nil
+}
+
+// vacant says what is in the way of writing the file.
+func vacant(dir *safefile.Dir, path, name string, force bool) error {
+	if dir.Fault != nil {
+		return &Unsafe{path, dir.Fault}
+	}
+	old, err := dir.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("machine key %s: %w", safefile.Quote(path), cause(err))
+	case old.Type != unix.S_IFREG:
+		return typeFault(path, old.Type)
+	case !force:
+		return existsError(path)
 	}
 	return nil
 }

@@ -85,7 +85,8 @@ type outcome struct{ kind, msg, hint string }
 func as(t *testing.T, uid int, what, arg string, env ...string) outcome {
 	t.Helper()
 	cmd := exec.Command(exe(t))
-	cmd.Env = append(append(os.Environ(), "MACHINEKEY_TEST="+what, "MACHINEKEY_ARG="+arg), env...)
+	cmd.Env = append(append(os.Environ(), "MACHINEKEY_TEST="+what, "MACHINEKEY_ARG="+arg,
+		"GORACE=atexit_sleep_ms=0"), env...)
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
 	if uid != os.Geteuid() {
@@ -870,7 +871,7 @@ func writeForever(dir string) {
 			Write(filepath.Join(dir, fmt.Sprintf("n%d-%d", os.Getpid(), i)), keys[0], false),
 		} {
 			if err != nil {
-				fmt.Println(err)
+				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}
 		}
@@ -885,6 +886,7 @@ func TestWriteKilled(t *testing.T) {
 	for range kills {
 		cmd := exec.Command(exe(t))
 		cmd.Env = append(os.Environ(), "MACHINEKEY_TEST=write-forever", "MACHINEKEY_ARG="+a.dir)
+		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		a.must(err)
 		a.must(cmd.Start())

@@ -249,9 +249,10 @@ const (
 // PutOptions say how to write.
 type PutOptions struct {
 	Existing Existing
-	DryRun   bool   // find out, write nothing
-	Create   bool   // make the app and the env when they are missing
-	Note     string // kept with each new version
+	DryRun   bool           // find out, write nothing
+	Create   bool           // make the app and the env when they are missing
+	Note     string         // kept with each new version
+	Progress func(done int) // if not nil, told now and then how many are encrypted
 }
 
 // Outcome says what became of one Put.
@@ -363,6 +364,9 @@ func (s *Session) addMissing(r store.Reader, b *store.Batch, ref Ref) (acc *acco
 	return acc, e, err
 }
 
+// progressEvery is after how many secrets progress is told.
+const progressEvery = 500
+
 // candidate is a secret to be written beside what is there.
 type candidate struct {
 	old    []entry     // the versions that are there
@@ -469,7 +473,10 @@ func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, plac
 		return nil, hint.Errorf("choose with --overwrite or --skip-existing",
 			"%s in %s with another value: %w: %s", plural(len(clash), "secret"), e.ref(), ErrExists, abbreviated(clash))
 	}
-	return results, s.sealAll(b, acc, e, fresh)
+	if opt.DryRun {
+		return results, nil
+	}
+	return results, s.sealAll(b, acc, e, fresh, opt.Progress)
 }
 
 // nextVersion prepares a new version and drops the ones too old to keep.
@@ -489,15 +496,18 @@ func (s *Session) nextVersion(b *store.Batch, p place, old []entry, m metadata, 
 	return p.plaintext(m, value), nil
 }
 
-func (s *Session) sealAll(b *store.Batch, acc *account, e *env, list []*plaintext) (err error) {
+func (s *Session) sealAll(b *store.Batch, acc *account, e *env, list []*plaintext, progress func(int)) (err error) {
 	kek.Do(func() {
 		var k keys
 		if k, err = s.keys(acc, e); err != nil {
 			return
 		}
-		for _, p := range list {
+		for i, p := range list {
 			if err = p.seal(k); err != nil {
 				return
+			}
+			if progress != nil && i%progressEvery == 0 {
+				progress(i)
 			}
 		}
 	})
@@ -586,7 +596,7 @@ func (s *Session) Rollback(ctx context.Context, ref Ref, name string, version ui
 		if err != nil {
 			return nil, err
 		}
-		return b, s.sealAll(&b, acc, e, []*plaintext{p})
+		return b, s.sealAll(&b, acc, e, []*plaintext{p}, nil)
 	})
 	return res, err
 }

@@ -62,6 +62,9 @@ func (s *Session) Vault() *Vault { return s.vault }
 // and an Env at LevelEnv.
 func (s *Session) Scope() (Level, Ref) { return s.level, s.scope }
 
+// Hidden reports whether the key is in memory that not even root can read.
+func (s *Session) Hidden() bool { return s.key.Hidden() }
+
 // Key returns a copy of the session's key, which the caller destroys.
 func (s *Session) Key() (*kek.Locked, error) { return s.key.Clone() }
 

@@ -3,9 +3,15 @@ package version
 
 import "runtime/debug"
 
+// version is set by the linker in builds from the Makefile.
+var version string
+
 // String returns the module's version as the go command recorded it, such as
 // v1.2.3, or the commit of a build from a checkout, or "devel".
 func String() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "devel"

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/vault"
+)
+
+func newAppCmd(g *globals) *cobra.Command {
+	return group("app", "Create, list, choose and delete apps",
+		newAppCreateCmd(g), newAppListCmd(g), newAppUseCmd(g), newAppDeleteCmd(g))
+}
+
+// apps lists the apps of the agent's vault if there is an agent, else those of
+// the vault file. Neither needs to be unlocked.
+func (g *globals) apps(ctx context.Context) ([]vault.App, error) {
+	if c, err := g.connect(ctx); err == nil {
+		defer func() { _ = c.Close() }()
+		return c.Apps(ctx)
+	}
+	v, _, err := g.file()
+	if err != nil {
+		return nil, err
+	}
+	return v.Apps(ctx)
+}
+
+func (g *globals) envs(ctx context.Context, app string) ([]string, error) {
+	apps, err := g.apps(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range apps {
+		if a.Slug == app {
+			return a.Envs, nil
+		}
+	}
+	return nil, hint.Errorf("see what is there: ov app list; make it: ov app create "+app, "app %s: %w", app, vault.ErrNotFound)
+}
+
+func newAppCreateCmd(g *globals) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	cmd := &cobra.Command{
+		Use:   "create APP",
+		Short: "Create an app, with an env named production",
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			s, done, err := u.open(cmd.Context(), cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			defer done()
+			if err := s.CreateApp(cmd.Context(), argv[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "created app %s with env %s\n", argv[0], vault.DefaultEnv)
+			return nil
+		},
+	}
+	u.add(cmd)
+	return cmd
+}
+
+func newAppListCmd(g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the apps and their envs",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			apps, err := g.apps(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), apps)
+			}
+			return table(cmd.OutOrStdout(), "APP\tENVS\tCREATED", len(apps), func(i int) []string {
+				a := apps[i]
+				return []string{a.Slug, strings.Join(a.Envs, ","), a.Created.Local().Format(time.DateTime)}
+			})
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func newAppUseCmd(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "use APP",
+		Short: "Make an app the one that commands are about where nothing else says so",
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			if _, err := g.envs(cmd.Context(), argv[0]); err != nil {
+				return err
+			}
+			file, err := config.Use(argv[0], "")
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "using app %s (%s)\n", argv[0], file)
+			return nil
+		},
+	}
+}
+
+func newAppDeleteCmd(g *globals) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	var confirm string
+	cmd := &cobra.Command{
+		Use:   "delete APP --confirm APP",
+		Short: "Delete an app with all its envs, secrets and versions",
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			if err := confirmed(confirm, argv[0], "app "+argv[0]+" with all its envs and secrets"); err != nil {
+				return err
+			}
+			s, done, err := u.open(cmd.Context(), cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			defer done()
+			if err := s.DeleteApp(cmd.Context(), argv[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "deleted app %s\n", argv[0])
+			return nil
+		},
+	}
+	u.add(cmd)
+	confirmFlag(cmd, &confirm)
+	return cmd
+}
+
+// confirmFlag adds --confirm, whose value repeats what is to be deleted; alone
+// it stands for that.
+func confirmFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "confirm", "", "confirm the deletion, by the name of what goes or by itself")
+	cmd.Flags().Lookup("confirm").NoOptDefVal = "yes"
+}
+
+func confirmed(confirm, name, what string) error {
+	switch confirm {
+	case "yes", name:
+		return nil
+	case "":
+		return usage(hint.Errorf("add --confirm", "this would delete %s", what))
+	}
+	return usage(hint.Errorf("add --confirm="+name, "--confirm names %s, not %s", confirm, name))
+}

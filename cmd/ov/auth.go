@@ -1,0 +1,323 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/machinekey"
+	"github.com/opaquevault/ov/pkg/prompt"
+	"github.com/opaquevault/ov/pkg/vault"
+)
+
+func newAuthCmd(g *globals) *cobra.Command {
+	return group("auth", "Make a vault, change its password and keys, issue machine keys",
+		newAuthInitCmd(g), newAuthChangePasswordCmd(g), newAuthRotateKeyCmd(g),
+		newAuthDeriveCmd(g), newAuthMachineKeysCmd(g))
+}
+
+// The auth commands open the vault in this process and never through an agent:
+// a key or a new password is worth being asked for the old one.
+
+func newAuthInitCmd(g *globals) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Make a new vault under a master password",
+		Long: `Make a new vault under a master password, which is asked for twice. There is no
+way into the vault without it: keep a copy where you keep such things.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v, st, err := g.file()
+			if err != nil {
+				return err
+			}
+			exists := hint.Errorf("use it as it is, or name another: --vault PATH", "there is a vault at %s", st.Path())
+			if _, err := v.Info(cmd.Context()); err == nil {
+				return exists // before anybody is asked for a password
+			}
+			password, err := u.newPassword(cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			defer password.Destroy()
+			err = v.Init(cmd.Context(), st.Create, password)
+			if errors.Is(err, fs.ErrExist) {
+				return exists
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "made the vault %s\n", st.Path())
+			return nil
+		},
+	}
+	passwordStdinFlag(cmd, u, "read the master password from the first line of standard input")
+	return cmd
+}
+
+func passwordStdinFlag(cmd *cobra.Command, u *unlockFlags, text string) {
+	cmd.Flags().BoolVar(&u.passwordStdin, "password-stdin", false, text)
+}
+
+// newPassword reads a new master password, twice from a terminal.
+func (u *unlockFlags) newPassword(stdin io.Reader) (*kek.Locked, error) {
+	var password *kek.Locked
+	var err error
+	if u.passwordStdin {
+		password, err = prompt.Line(stdin, kek.MaxPassword)
+	} else {
+		password, err = prompt.Twice("New master password: ", "The same again: ")
+	}
+	if err != nil {
+		return nil, noTerminal(err)
+	}
+	if n := len(password.Bytes()); n == 0 || n > kek.MaxPassword {
+		password.Destroy()
+		return nil, fmt.Errorf("a master password of %d bytes, the bounds are 1 and %d", n, kek.MaxPassword)
+	}
+	return password, nil
+}
+
+func noTerminal(err error) error {
+	if errors.Is(err, prompt.ErrNoTerminal) {
+		return hint.Wrap(err, "give the password on standard input: --password-stdin")
+	}
+	return err
+}
+
+func newAuthChangePasswordCmd(g *globals) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	cmd := &cobra.Command{
+		Use:   "change-password",
+		Short: "Change the master password and the key under it",
+		Long: `Change the master password. The key under it is made anew, so that every machine
+key made before is dead; no value is encrypted again. The step is atomic: killed
+at any instant, the vault opens with the old password or with the new one.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return u.replaceKey(cmd, "changed the master password", func(ctx context.Context, v *vault.Vault, old *kek.Locked) (*kek.Locked, error) {
+				password, err := u.newPassword(cmd.InOrStdin())
+				if err != nil {
+					return nil, err
+				}
+				return password, v.ChangePassword(ctx, old, password)
+			})
+		},
+	}
+	passwordStdinFlag(cmd, u, "read the old password, then the new one, from two lines of standard input")
+	return cmd
+}
+
+// replaceKey asks for the password, lets change make a new key and returns the
+// password that holds from then on, then says which machine keys are dead and
+// brings a running agent along.
+func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, change func(ctx context.Context, v *vault.Vault, old *kek.Locked) (*kek.Locked, error)) error {
+	ctx := cmd.Context()
+	v, st, err := u.file()
+	if err != nil {
+		return err
+	}
+	if _, err := v.Info(ctx); err != nil {
+		return err
+	}
+	before, err := v.MachineKeys(ctx)
+	if err != nil {
+		return err
+	}
+	old, err := u.password(cmd.InOrStdin(), "Master password: ")
+	if err != nil {
+		return noTerminal(err)
+	}
+	defer old.Destroy()
+	if !u.passwordStdin { // a typo is worth knowing of before a new one is typed
+		s, err := v.Unlock(ctx, old)
+		if err != nil {
+			return err
+		}
+		s.Destroy()
+	}
+	current, err := change(ctx, v, old)
+	if current != nil && current != old {
+		defer current.Destroy()
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s\n", done, st.Path())
+	u.refreshAgent(cmd, st.Path(), current)
+	return sayDead(cmd, v, before)
+}
+
+// refreshAgent unlocks an agent that has this vault open with its new key.
+func (u *unlockFlags) refreshAgent(cmd *cobra.Command, path string, password *kek.Locked) {
+	ctx := cmd.Context()
+	c, err := u.connect(ctx)
+	if err != nil {
+		return // none runs, or it has another vault
+	}
+	defer func() { _ = c.Close() }()
+	status, err := c.Status(ctx)
+	if err != nil || status.Vault != path || !status.Unlocked || status.Level != vault.LevelAccount.String() {
+		return
+	}
+	if err := c.Unlock(ctx, password); err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "ov: warning: the agent could not take the new key: %v\n  hint: ov agent unlock\n", err)
+		return
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), "the agent has the new key")
+}
+
+// sayDead lists the machine keys that were valid before and are not now.
+func sayDead(cmd *cobra.Command, v *vault.Vault, before []vault.MachineKey) error {
+	now, err := v.MachineKeys(cmd.Context())
+	if err != nil {
+		return err
+	}
+	var dead []string
+	for i, k := range before {
+		if k.Valid && i < len(now) && !now[i].Valid {
+			dead = append(dead, fmt.Sprintf("  %s  %s", k.Fingerprint, describeKey(k)))
+		}
+	}
+	if len(dead) > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "These machine keys open nothing any more:\n%s\nMake new ones, then restart the services:\n  ov auth derive-machine-key --force --out FILE\n", strings.Join(dead, "\n"))
+	}
+	return nil
+}
+
+func describeKey(k vault.MachineKey) string {
+	s := k.Level
+	switch {
+	case k.Env != "":
+		s += " " + k.App + "/" + k.Env
+	case k.App != "":
+		s += " " + k.App
+	}
+	if k.Label != "" {
+		s += fmt.Sprintf(" %q", k.Label)
+	}
+	return s + " of " + k.Created.Local().Format(time.DateTime)
+}
+
+func newAuthRotateKeyCmd(g *globals) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	var app string
+	cmd := &cobra.Command{
+		Use:   "rotate-key [--app APP]",
+		Short: "Make the vault's key, or one app's, anew under the same password",
+		Long: `Make the vault's key anew under the same password, so that every machine key made
+before is dead; with --app only that app's key and those of its envs, so that
+only their machine keys are. No value is encrypted again.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			what := "made a new key"
+			if app != "" {
+				what = "made a new key for app " + app
+			}
+			return u.replaceKey(cmd, what, func(ctx context.Context, v *vault.Vault, password *kek.Locked) (*kek.Locked, error) {
+				if app == "" {
+					return password, v.RotateKey(ctx, password)
+				}
+				s, err := v.Unlock(ctx, password)
+				if err != nil {
+					return nil, err
+				}
+				defer s.Destroy()
+				return password, s.RotateApp(ctx, app)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&app, "app", "", "only this app")
+	passwordStdinFlag(cmd, u, "read the master password from the first line of standard input")
+	return cmd
+}
+
+func newAuthDeriveCmd(g *globals) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	var ref vault.Ref
+	var out, label string
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "derive-machine-key --out FILE [--app APP [--env ENV]] [--label TEXT] [--force]",
+		Short: "Write a key file that opens the vault without a prompt",
+		Long: `Write a key file, 32 bytes, mode 0600, that opens the vault without a prompt: all
+of it, or one app, or one env of an app. Whoever can read the file can read the
+secrets. "ov auth machine-keys" lists the keys that were made.`,
+		Example: `  ov auth derive-machine-key --out /etc/ov/myapp.key
+  ov auth derive-machine-key --out /etc/ov/myapp.key --app myapp --env production --label web-1`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if ref.Env != "" && ref.App == "" {
+				return usage(errors.New("--env needs --app"))
+			}
+			if err := machinekey.CanWrite(out, force); err != nil {
+				return err // before anybody is asked for a password
+			}
+			s, err := u.unlock(cmd.Context(), cmd.InOrStdin())
+			if err != nil {
+				return noTerminal(err)
+			}
+			defer s.Destroy()
+			key, info, err := s.DeriveMachineKey(cmd.Context(), ref, label)
+			if err != nil {
+				return err
+			}
+			defer key.Destroy()
+			if err := machinekey.Write(out, key, force); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s: machine key %s, opens %s\n", out, info.Fingerprint, describeKey(info))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&out, "out", "", "file to write")
+	_ = cmd.MarkFlagRequired("out")
+	f.StringVar(&ref.App, "app", "", "a key that opens only this app")
+	f.StringVar(&ref.Env, "env", "", "a key that opens only this env of the app")
+	f.StringVar(&label, "label", "", "a text to know the key by")
+	f.BoolVar(&force, "force", false, "replace an existing file")
+	f.StringVar(&u.machineKey, "machine-key", "", "derive from this machine key in place of the master password")
+	passwordStdinFlag(cmd, u, "read the master password from the first line of standard input")
+	return cmd
+}
+
+func newAuthMachineKeysCmd(g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "machine-keys",
+		Short: "List the machine keys that were made, what each opens and whether it still does",
+		Args:  args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v, _, err := g.file()
+			if err != nil {
+				return err
+			}
+			keys, err := v.MachineKeys(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), keys)
+			}
+			return table(cmd.OutOrStdout(), "KEY\tOPENS\tSTATE", len(keys), func(i int) []string {
+				state := "valid"
+				if !keys[i].Valid {
+					state = keys[i].Why
+				}
+				return []string{keys[i].Fingerprint, describeKey(keys[i]), state}
+			})
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}

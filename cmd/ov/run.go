@@ -1,0 +1,110 @@
+package main
+
+import (
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/launch"
+	"github.com/opaquevault/ov/pkg/vault"
+)
+
+func newRunCmd(g *globals) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	var t target
+	var only []string
+	var opts launch.Options
+	cmd := &cobra.Command{
+		Use:   "run [--app APP] [--env ENV] [--secrets A,B] -- COMMAND [ARG...]",
+		Short: "Become a program with secrets in its environment",
+		Long: `Become a program with secrets in its environment.
+
+ov replaces itself by the program (execve): signals, job control, Type=notify
+and the exit code are the program's own. Nothing starts unless every requested
+secret is there. Without --secrets, and without a list in .ov.yaml, the program
+gets every secret of the env.
+
+The vault is opened with --machine-key if given, else through the agent if one
+runs, else by asking for the master password.
+
+OV_ variables are not passed on. Secrets whose names change how a program is
+loaded, such as LD_PRELOAD or PATH, are refused.
+
+Exit codes: the program's own; 125 if ov failed, 126 if the program cannot be
+executed, 127 if it was not found.`,
+		Example: `  ov run -- ./server
+  ov run --app myapp --env production --secrets DATABASE_URL,STRIPE_SECRET_KEY -- ./server
+  ov run --app myapp --env production --machine-key /etc/ov/myapp.key -- ./server`,
+		Args: func(cmd *cobra.Command, argv []string) error {
+			if err := cobra.MinimumNArgs(1)(cmd, argv); err != nil {
+				return &exitError{err, launch.ExitOwn}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			err := run(cmd, u, t, only, cmd.Flags().Changed("secrets"), opts, argv)
+			return &exitError{err, launch.ExitCode(err)}
+		},
+	}
+	u.add(cmd)
+	t.add(cmd)
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.StringSliceVar(&only, "secrets", nil, "only these secrets, separated by commas; all of them must be there")
+	f.BoolVar(&opts.Clean, "clean-env", false, "pass on nothing but a named minimum (PATH, HOME, LANG, …) besides the secrets")
+	f.BoolVar(&opts.AllowUnsafeNames, "allow-unsafe-names", false, "accept secrets whose names change how a program is loaded")
+	return cmd
+}
+
+// run returns only if the program could not be started.
+func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool, opts launch.Options, argv []string) error {
+	ctx := cmd.Context()
+	where, err := config.Resolve(config.Options{App: t.app, Env: t.env, Secrets: !named})
+	if err != nil {
+		return err
+	}
+	wanted := where.Secrets // variables and the secrets that go into them; nil: all
+	if named {
+		wanted = make([]config.Secret, 0, len(only))
+		for _, name := range only {
+			name = strings.TrimSpace(name)
+			wanted = append(wanted, config.Secret{Var: name, Name: name})
+		}
+	}
+	s, done, err := u.open(ctx, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	sel := vault.Select{}
+	if wanted != nil {
+		sel.Names = make([]string, len(wanted))
+		for i, w := range wanted {
+			sel.Names[i] = w.Name
+		}
+	}
+	opts.Inherit, opts.KeyPath = os.Environ(), u.machineKey
+	var env *launch.Env
+	ref := vault.Ref{App: where.App.Value, Env: where.Env.Value}
+	err = s.Reveal(ctx, ref, sel, func(found []vault.Secret) (err error) {
+		list := make([]launch.Secret, len(found))
+		for i, secret := range found {
+			list[i] = launch.Secret{Name: secret.Name, Value: secret.Value}
+			if wanted != nil {
+				list[i].Name = wanted[i].Var
+			}
+		}
+		env, err = launch.Environ(opts, list)
+		return err
+	})
+	done()
+	if err != nil {
+		return err
+	}
+	// kek.Do erases what it left on the heap now, before the program's name is on
+	// this process.
+	runtime.GC()
+	return launch.Exec(argv, env)
+}

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/prompt"
+	"github.com/opaquevault/ov/pkg/vault"
+)
+
+func newSecretCmd(g *globals) *cobra.Command {
+	return group("secret", "Set, get, list, import and roll back secrets",
+		newSecretSetCmd(g), newSecretGetCmd(g), newSecretListCmd(g), newSecretDeleteCmd(g),
+		newSecretHistoryCmd(g), newSecretRollbackCmd(g), newSecretImportCmd(g))
+}
+
+// secretCmd is a command about the secrets of one env.
+func secretCmd(g *globals, cmd *cobra.Command, do func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error) *cobra.Command {
+	u := &unlockFlags{globals: g}
+	var t target
+	u.add(cmd)
+	t.add(cmd)
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		ref, err := t.ref()
+		if err != nil {
+			return err
+		}
+		s, done, err := u.open(cmd.Context(), cmd.InOrStdin())
+		if err != nil {
+			return err
+		}
+		defer done()
+		return do(cmd, argv, s, ref)
+	}
+	return cmd
+}
+
+func newSecretSetCmd(g *globals) *cobra.Command {
+	var file string
+	var replaces int64
+	cmd := secretCmd(g, &cobra.Command{
+		Use:   "set NAME [--from-file FILE]",
+		Short: "Store a secret's value as a new version",
+		Long: `Store a secret's value as a new version.
+
+The value is asked for on the terminal; when standard input is not a terminal,
+it is read from there, without the newline at its end if there is exactly one
+line; with --from-file it is the file's bytes as they are. It is never taken
+from the command line, where other users of the machine could read it. The same
+value again makes no new version.`,
+		Example: `  ov secret set DATABASE_URL --app myapp --env production
+  pwgen -s 32 1 | ov secret set SESSION_KEY
+  ov secret set TLS_KEY --from-file key.pem`,
+		Args: args(cobra.ExactArgs(1)),
+	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+		value, err := readValue(cmd.InOrStdin(), argv[0], file)
+		if err != nil {
+			return err
+		}
+		defer value.Destroy()
+		put := vault.Put{Name: argv[0], Value: value.Bytes()}
+		if cmd.Flags().Changed("replaces") {
+			n := uint32(replaces)
+			put.Replaces = &n
+		}
+		res, err := s.Put(cmd.Context(), ref, []vault.Put{put}, vault.PutOptions{Note: "set"})
+		if err != nil {
+			return err
+		}
+		return reportPut(cmd, ref, res[0])
+	})
+	cmd.Flags().StringVar(&file, "from-file", "", "read the value from this file")
+	cmd.Flags().Int64Var(&replaces, "replaces", 0, "fail unless this is the newest version now, 0 for none")
+	jsonFlag(cmd, new(bool))
+	return cmd
+}
+
+// reportPut says what became of one secret.
+func reportPut(cmd *cobra.Command, ref vault.Ref, res vault.PutResult) error {
+	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+		return printJSON(cmd.OutOrStdout(), putJSON(ref, res))
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s %s in %s (version %d)\n", res.Outcome, res.Name, ref, res.Version)
+	return nil
+}
+
+// putResult is a vault.PutResult for --json.
+type putResult struct {
+	App     string `json:"app"`
+	Env     string `json:"env"`
+	Name    string `json:"name"`
+	Version uint32 `json:"version"`
+	Outcome string `json:"outcome"` // created, updated, unchanged or kept
+}
+
+func putJSON(ref vault.Ref, res vault.PutResult) putResult {
+	return putResult{ref.App, ref.Env, res.Name, res.Version, res.Outcome.String()}
+}
+
+// readValue reads a secret's value into locked memory, which the caller
+// destroys.
+func readValue(stdin io.Reader, name, file string) (*kek.Locked, error) {
+	if file != "" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = f.Close() }()
+		value, err := prompt.All(f, vault.MaxValue)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		return value, nil
+	}
+	if isTerminal(stdin) {
+		return prompt.Secret("Value of " + name + ": ")
+	}
+	value, err := prompt.All(stdin, vault.MaxValue)
+	if err != nil {
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	b := value.Bytes()
+	if n := len(b); n > 0 && b[n-1] == '\n' && !hasByte(b[:n-1], '\n') {
+		n--
+		if n > 0 && b[n-1] == '\r' {
+			n--
+		}
+		value.Truncate(n)
+	}
+	return value, nil
+}
+
+func hasByte(b []byte, c byte) bool {
+	for _, x := range b {
+		if x == c {
+			return true
+		}
+	}
+	return false
+}
+
+func isTerminal(f any) bool {
+	file, ok := f.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+func newSecretGetCmd(g *globals) *cobra.Command {
+	var reveal, asJSON bool
+	var version uint32
+	cmd := secretCmd(g, &cobra.Command{
+		Use:   "get NAME [--version N] [--reveal]",
+		Short: "Print a secret's value",
+		Long: `Print a secret's value, to a terminal; with --reveal also to a pipe or file,
+where exactly the value's bytes are written, without a newline.`,
+		Args: args(cobra.ExactArgs(1)),
+	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+		out := cmd.OutOrStdout()
+		terminal := isTerminal(out)
+		if !terminal && !reveal {
+			return hint.Errorf("if that is what you want: --reveal", "standard output is not a terminal: the value of %s was not printed", argv[0])
+		}
+		return s.Reveal(cmd.Context(), ref, vault.Select{Names: argv, Version: version}, func(found []vault.Secret) error {
+			if asJSON {
+				return printJSON(out, map[string]any{
+					"app": ref.App, "env": ref.Env, "name": found[0].Name, "version": found[0].Version, "value": string(found[0].Value),
+				})
+			}
+			if _, err := out.Write(found[0].Value); err != nil || !terminal {
+				return err
+			}
+			_, err := io.WriteString(out, "\n")
+			return err
+		})
+	})
+	cmd.Flags().BoolVar(&reveal, "reveal", false, "print the value even where it is not a terminal")
+	cmd.Flags().Uint32Var(&version, "version", 0, "an older version (default: the newest)")
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func newSecretListCmd(g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := secretCmd(g, &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the secrets of an env, without their values",
+		Args:    args(cobra.NoArgs),
+	}, func(cmd *cobra.Command, _ []string, s secrets, ref vault.Ref) error {
+		list, err := s.List(cmd.Context(), ref)
+		if err != nil {
+			return err
+		}
+		return printVersions(cmd, list, asJSON)
+	})
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func printVersions(cmd *cobra.Command, list []vault.Version, asJSON bool) error {
+	if asJSON {
+		if list == nil {
+			list = []vault.Version{}
+		}
+		return printJSON(cmd.OutOrStdout(), list)
+	}
+	return table(cmd.OutOrStdout(), "NAME\tVERSION\tCREATED\tBY", len(list), func(i int) []string {
+		v := list[i]
+		return []string{v.Name, strconv.Itoa(int(v.Version)), v.Created.Local().Format(time.DateTime), v.Note}
+	})
+}
+
+// table prints a header and n rows in columns; the header only to a terminal, so
+// that a count of the lines is a count of the rows.
+func table(w io.Writer, header string, n int, row func(i int) []string) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if isTerminal(w) {
+		fmt.Fprintln(tw, header)
+	}
+	for i := range n {
+		fmt.Fprintln(tw, strings.Join(row(i), "\t"))
+	}
+	return tw.Flush()
+}
+
+func newSecretDeleteCmd(g *globals) *cobra.Command {
+	return secretCmd(g, &cobra.Command{
+		Use:     "delete NAME...",
+		Aliases: []string{"rm"},
+		Short:   "Delete secrets with all their versions",
+		Args:    args(cobra.MinimumNArgs(1)),
+	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+		if err := s.Delete(cmd.Context(), ref, argv); err != nil {
+			return err
+		}
+		for _, name := range argv {
+			fmt.Fprintf(cmd.ErrOrStderr(), "deleted %s in %s\n", name, ref)
+		}
+		return nil
+	})
+}
+
+func newSecretHistoryCmd(g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := secretCmd(g, &cobra.Command{
+		Use:   "history NAME",
+		Short: "List the versions of a secret that are kept, newest first",
+		Args:  args(cobra.ExactArgs(1)),
+	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+		list, err := s.History(cmd.Context(), ref, argv[0])
+		if err != nil {
+			return err
+		}
+		return printVersions(cmd, list, asJSON)
+	})
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func newSecretRollbackCmd(g *globals) *cobra.Command {
+	cmd := secretCmd(g, &cobra.Command{
+		Use:   "rollback NAME VERSION",
+		Short: "Make an older version's value the newest version",
+		Args:  args(cobra.ExactArgs(2)),
+	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+		n, err := strconv.ParseUint(argv[1], 10, 32)
+		if err != nil || n == 0 {
+			return usage(errors.New("VERSION is a number from 1: see ov secret history " + argv[0]))
+		}
+		res, err := s.Rollback(cmd.Context(), ref, argv[0], uint32(n))
+		if err != nil {
+			return err
+		}
+		return reportPut(cmd, ref, res)
+	})
+	jsonFlag(cmd, new(bool))
+	return cmd
+}
