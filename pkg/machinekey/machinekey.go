@@ -48,6 +48,74 @@ func (e *Unsafe) Unwrap() error { return e.Fault }
 // error is an *Unsafe. An absent file is fs.ErrNotExist. A credential that
 // systemd passed to this service is held to its own rules, see credential.
 func Read(path string) (*kek.Locked, error) {
+	owner := os.Geteuid()
+	dir, name, err := open(path, owner)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	cred := credential(path, dir)
+
+	fd, info, err := dir.Open(name, unix.O_RDONLY)
+	if err != nil {
+		// The file's owner and mode say more than "permission denied" does.
+		if info, lerr := dir.Lstat(name); lerr == nil {
+			if err := judge(path, info, owner, cred, dir.Fault); err != nil {
+				return nil, err
+			}
+		}
+		return nil, openError(path, owner, err, dir.Fault)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := judge(path, info, owner, cred, dir.Fault); err != nil {
+		return nil, err
+	}
+
+	key, err := kek.NewLocked(Size + 1) // one more, to notice a file that grew
+	if err != nil {
+		return nil, err
+	}
+	n, err := safefile.ReadAll(fd, key.Bytes())
+	if err == nil && n != Size {
+		err = sizeFault(path, int64(n))
+	} else if err != nil {
+		err = fmt.Errorf("machine key %s: cannot read: %w", safefile.Quote(path), err)
+	}
+	if err != nil {
+		key.Destroy()
+		return nil, err
+	}
+	key.Truncate(Size)
+	return key, nil
+}
+
+// Check says whether Read would accept the file path if uid called it, without
+// reading the key: for `ov agent install` and `ov doctor`, which look at a
+// service's key with other eyes. Errors are Read's. It knows nothing of
+// systemd credentials, which exist only inside the service.
+func Check(path string, uid int) error {
+	dir, name, err := open(path, uid)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	info, err := dir.Lstat(name)
+	if err != nil {
+		return openError(path, uid, err, dir.Fault)
+	}
+	return judge(path, info, uid, false, dir.Fault)
+}
+
+// Write puts key, Size bytes, into the file path with mode 0600, whatever the
+// umask. Without force an existing file stays and the error is fs.ErrExist.
+// With force it is replaced in one step: a reader sees the old key or the new,
+// and so does a machine that loses power on the way.
+//
+// A symbolic link, and directories that others can write, are refused.
+func Write(path string, key *kek.Locked, force bool) error {
+	if n := len(key.Bytes()); n != Size {
+		return fmt.Errorf("machine key %s: not written: %d bytes given, a machine key has %d", safefile.Quote(path), n, Size)
+	}
 	dir, name, err := place(path, force)
 	if err != nil {
 		return err
