@@ -11,6 +11,7 @@ import (
 
 	"github.com/opaquevault/ov/deploy/launchd"
 	"github.com/opaquevault/ov/deploy/systemd"
+	"github.com/opaquevault/ov/pkg/agent"
 	"github.com/opaquevault/ov/pkg/hint"
 )
 
@@ -37,18 +38,21 @@ to start without anyone at the keyboard needs no agent: put
 "ov run --machine-key FILE" into its own unit.`,
 		Example: `  sudo ov agent install --machine-key /etc/ov/myapp.key \
     --app myapp --env production --user $USER --enable`,
-		Args: cobra.NoArgs,
+		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			key, err := filepath.Abs(o.key)
 			if err != nil {
 				return err
 			}
-			agent, err := systemd.FindAgent()
+			program, err := agent.Executable()
 			if err != nil {
 				return err
 			}
+			if program, err = filepath.EvalSymlinks(program); err != nil {
+				return err
+			}
 			if runtime.GOOS == "darwin" {
-				return installLaunchAgent(cmd, launchd.Params{Agent: agent, Vault: o.vault,
+				return installLaunchAgent(cmd, launchd.Params{Agent: program, Vault: o.vault,
 					MachineKey: key, App: o.app, Env: o.env}, o.user, o.enable)
 			}
 			if err := needRoot("install"); err != nil {
@@ -65,7 +69,7 @@ to start without anyone at the keyboard needs no agent: put
 			if err != nil {
 				return err
 			}
-			return systemd.Install(cmd.OutOrStdout(), systemd.Params{Agent: agent, Vault: vault,
+			return systemd.Install(cmd.OutOrStdout(), systemd.Params{Agent: program, Vault: vault,
 				MachineKey: key, App: o.app, Env: o.env, User: o.user}, o.enable)
 		},
 	}
@@ -89,7 +93,7 @@ func newAgentUninstallCmd() *cobra.Command {
 		Short: "Stop the agent and remove its service",
 		Long: `Stop the agent and remove its service and the file by which clients find it.
 Machine keys and vaults are kept.`,
-		Args: cobra.NoArgs,
+		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if runtime.GOOS == "darwin" {
 				home, err := os.UserHomeDir()

@@ -131,7 +131,7 @@ func checkVault(p Params, uid int) error {
 			return err
 		}
 		if owner := ownerOf(info); owner != uid {
-			return hint.Errorf("name the owner: --user "+safefile.User(owner)+"; or another vault: --vault FILE",
+			return hint.Errorf("name a vault that is "+p.User+"'s: --vault FILE",
 				"%s is owned by %s, not by %s", safefile.Quote(path), safefile.User(owner), p.User)
 		}
 	}
@@ -230,26 +230,4 @@ func Uninstall(out io.Writer) error {
 	}
 	say(out, "machine keys and vaults are as they were")
 	return nil
-}
-
-// FindAgent returns the real path of the ov-agent that belongs to this ov: the
-// one beside it, else the first in PATH.
-func FindAgent() (string, error) {
-	if self, err := os.Executable(); err == nil {
-		if self, err = filepath.EvalSymlinks(self); err == nil {
-			beside, err := filepath.EvalSymlinks(filepath.Join(filepath.Dir(self), "ov-agent"))
-			if err == nil {
-				return beside, nil
-			}
-		}
-	}
-	path, err := exec.LookPath("ov-agent")
-	if err != nil {
-		return "", hint.Errorf("install both: sudo install -m 0755 ov ov-agent /usr/local/bin/",
-			"there is no ov-agent beside ov or in PATH")
-	}
-	if path, err = filepath.Abs(path); err != nil {
-		return "", err
-	}
-	return filepath.EvalSymlinks(path)
 }

@@ -117,26 +117,33 @@ func (s *site) running() {
 	hasNot(s.t, out, "SMTP_PASSWORD", "TLS_PRIVATE", "OV_", "/etc/ov")
 }
 
-// prompted runs a line on a terminal, where it asks for passwords, and answers.
-func (s *site) prompted(line string, answers ...string) result {
+// The prompts of ov, each followed by what the test types.
+const (
+	ask      = "Master password: "
+	askNew   = "New master password: "
+	askAgain = "The same again: "
+)
+
+// prompted runs a line on a terminal, where it asks and is answered: prompt,
+// answer, prompt, answer.
+func (s *site) prompted(line string, dialogue ...string) result {
 	s.t.Helper()
 	tt := s.terminal("deploy", line)
-	for _, a := range answers {
-		tt.expect("assword")
-		tt.expect(": ")
-		tt.send(a + "\n")
+	for i := 0; i < len(dialogue); i += 2 {
+		tt.expect(dialogue[i])
+		tt.send(dialogue[i+1] + "\n")
 	}
 	r := tt.wait()
-	for _, a := range answers {
-		hasNot(s.t, r.out, a) // no echo
+	for i := 0; i < len(dialogue); i += 2 {
+		hasNot(s.t, r.out, dialogue[i+1]) // no echo
 	}
 	return r
 }
 
 // asked is prompted for what has to succeed.
-func (s *site) asked(line string, answers ...string) string {
+func (s *site) asked(line string, dialogue ...string) string {
 	s.t.Helper()
-	r := s.prompted(line, answers...)
+	r := s.prompted(line, dialogue...)
 	if r.code != 0 {
 		s.t.Fatalf("%s: exit %d\n%s", line, r.code, r.out)
 	}
@@ -146,7 +153,9 @@ func (s *site) asked(line string, answers ...string) string {
 // noLeaks looks for the values in what systemd logged and shows to everyone.
 func (s *site) noLeaks() {
 	s.t.Helper()
-	seen := s.must("root", "journalctl --no-pager -q -a; systemctl show myapp ov-agent; cat /proc/[0-9]*/cmdline")
+	out, err := s.enter("sh", "-c", "journalctl --no-pager -q -a && systemctl show myapp ov-agent && cat /proc/[0-9]*/cmdline").Output()
+	seen := string(out)
+	mustf(s.t, err == nil && strings.Contains(seen, "server started with"), "cannot read the journal: %v", err)
 	for name, v := range s.values {
 		for part := range strings.Lines(v) {
 			if strings.Contains(seen, strings.TrimSpace(part)) {
@@ -164,10 +173,10 @@ func (s *site) migrate() {
 	t := s.t
 	t.Helper()
 	s.serves("DATABASE_URL", "STRIPE_SECRET_KEY", "SMTP_PASSWORD", "TLS_PRIVATE")
-	s.asked("ov auth init", s.password, s.password)
+	s.asked("ov auth init", askNew, s.password, askAgain, s.password)
 
 	// 1. Import. 2. Verify.
-	out := s.asked(guideImport, s.password)
+	out := s.asked(guideImport, ask, s.password)
 	has(t, out, "Imported 4/4 secret(s) into myapp/production")
 	for name := range s.values {
 		has(t, out, name)
@@ -175,7 +184,7 @@ func (s *site) migrate() {
 	if n := strings.Count(out, "✓"); n != 4 {
 		t.Errorf("%d lines with a tick, not 4", n)
 	}
-	out = s.asked(guideList, s.password)
+	out = s.asked(guideList, ask, s.password)
 	for name, v := range s.values {
 		has(t, out, name)
 		hasNot(t, out, v)
@@ -183,7 +192,7 @@ func (s *site) migrate() {
 
 	// 3. Setup.
 	s.must("deploy", guideEtc)
-	s.asked(guideDerive, s.password)
+	s.asked(guideDerive, ask, s.password)
 	s.must("deploy", guideInstall)
 	for path, want := range map[string]string{ // the guide's table
 		"/etc/ov":              "root:root 755 directory",
@@ -316,9 +325,9 @@ func TestGuide(t *testing.T) {
 // What "ov agent install" refuses, it refuses before it writes anything.
 func TestInstallRefuses(t *testing.T) {
 	s := newSite(t)
-	s.asked("ov auth init", s.password, s.password)
+	s.asked("ov auth init", askNew, s.password, askAgain, s.password)
 	s.must("deploy", guideEtc)
-	s.asked(guideDerive, s.password)
+	s.asked(guideDerive, ask, s.password)
 	const rest = " --app myapp --env production"
 	for name, c := range map[string]struct{ before, line, say string }{
 		"not root":       {"", "ov agent install --machine-key /etc/ov/myapp.key --user deploy" + rest, "sudo ov agent install"},
@@ -374,8 +383,8 @@ func exampleCommands(unit string) [][]string {
 // by the commands that it names.
 func TestCredentials(t *testing.T) {
 	s := newSite(t)
-	s.asked("ov auth init", s.password, s.password)
-	s.asked(guideImport, s.password)
+	s.asked("ov auth init", askNew, s.password, askAgain, s.password)
+	s.asked(guideImport, ask, s.password)
 	s.must("deploy", guideRetire)
 	example, err := os.ReadFile("../../deploy/systemd/examples/myapp-credential.service")
 	if err != nil {
@@ -393,7 +402,7 @@ func TestCredentials(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s.t = t
 			s.must("deploy", guideEtc)
-			s.asked(guideRederive, s.password)
+			s.asked(guideRederive, ask, s.password)
 			s.must("root", "chown root: /etc/ov && chmod 755 /etc/ov")
 			for _, line := range groups[i] {
 				s.must("deploy", line)
