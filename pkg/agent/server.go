@@ -100,7 +100,7 @@ func NewServer(c Config) *Server {
 // GRPC returns the gRPC server to serve with, bounded and guarded.
 func (s *Server) GRPC() *grpc.Server {
 	g := grpc.NewServer(
-		grpc.Creds(peer.ServerCredentials(s.trust)),
+		grpc.Creds(peer.ServerCredentials()),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.StatsHandler(connections{}),
