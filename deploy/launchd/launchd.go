@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"text/template"
 	"unicode"
 	"unicode/utf8"
@@ -30,8 +31,11 @@ const Label = "com.opaquevault.ov-agent"
 //go:embed ov-agent.plist.tmpl
 var plistText string
 
-var plist = template.Must(template.New(Label).Funcs(template.FuncMap{"text": text}).
-	Option("missingkey=error").Parse(plistText))
+// parsed on first use: every start of ov would pay for it.
+var plist = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New(Label).Funcs(template.FuncMap{"text": text}).
+		Option("missingkey=error").Parse(plistText))
+})
 
 // Params says what the agent opens. Its socket is the user's own, where clients
 // look for it by themselves.
@@ -60,7 +64,7 @@ func Render(p Params) ([]byte, error) {
 		}
 	}
 	var out bytes.Buffer
-	err := plist.Execute(&out, map[string]any{
+	err := plist().Execute(&out, map[string]any{
 		"Label": Label,
 		"Log":   filepath.Join(p.Home, "Library/Logs/ov-agent.log"),
 		"Args": []string{p.Agent, "--foreground", "--vault", p.Vault, "--machine-key", p.MachineKey,

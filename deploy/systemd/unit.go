@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"text/template"
 	"unicode"
 	"unicode/utf8"
@@ -34,8 +35,11 @@ const (
 //go:embed ov-agent.service.tmpl
 var unitText string
 
-var unitTemplate = template.Must(template.New(UnitName).
-	Funcs(template.FuncMap{"quote": quote}).Option("missingkey=error").Parse(unitText))
+// parsed on first use: every start of ov would pay for it.
+var unitTemplate = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New(UnitName).
+		Funcs(template.FuncMap{"quote": quote}).Option("missingkey=error").Parse(unitText))
+})
 
 // Params says what the agent of one unit opens and for whom.
 type Params struct {
@@ -96,7 +100,7 @@ func Render(p Params) ([]byte, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	err := unitTemplate.Execute(&out, struct {
+	err := unitTemplate().Execute(&out, struct {
 		Params
 		VaultDir, Socket, RuntimeDirectory string
 		KeyHidden                          bool

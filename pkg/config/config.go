@@ -26,7 +26,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -204,12 +203,4 @@ func judge(file string, st *unix.Stat_t) error {
 // absent reports whether there is no such file as readFile was asked for.
 func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
-}
-
-// home returns the caller's home directory, $HOME if it is set.
-func home() (string, error) {
-	if h := os.Getenv("HOME"); filepath.IsAbs(h) {
-		return filepath.Clean(h), nil
-	}
-	return homeOf(os.Geteuid())
 }

@@ -1,23 +1,19 @@
 package config
 
 import (
-	"fmt"
-	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 
-	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/xdg"
 )
 
 // Path returns where config.toml is: $XDG_CONFIG_HOME/ov/config.toml, by default
 // ~/.config/ov/config.toml (XDG Base Directory Specification 0.8, which has
 // relative paths ignored).
-func Path() (string, error) { return xdg("XDG_CONFIG_HOME", ".config", "config.toml") }
+func Path() (string, error) { return xdg.Config("config.toml") }
 
 // DefaultVault returns where the vault is unless --vault or config.toml say
 // otherwise: $XDG_DATA_HOME/ov/vault.db, by default ~/.local/share/ov/vault.db.
-func DefaultVault() (string, error) { return xdg("XDG_DATA_HOME", ".local/share", "vault.db") }
+func DefaultVault() (string, error) { return xdg.Vault() }
 
 // Vault returns the vault file: the flag --vault if it is not "", else what
 // config.toml says, else DefaultVault. A flag's path is made absolute.
@@ -35,27 +31,4 @@ func Vault(flag string) (Choice, error) {
 	}
 	path, err := DefaultVault()
 	return Choice{Value: path, Source: FromDefault}, err
-}
-
-func xdg(variable, fallback, name string) (string, error) {
-	if base := os.Getenv(variable); filepath.IsAbs(base) {
-		return filepath.Join(base, "ov", name), nil
-	}
-	h, err := home()
-	if err != nil {
-		return "", hint.Errorf("set HOME, or name the vault: --vault FILE", "cannot tell where %s is: %w", name, err)
-	}
-	return filepath.Join(h, fallback, "ov", name), nil
-}
-
-// homeOf is for services of root's, which systemd gives no $HOME.
-func homeOf(uid int) (string, error) {
-	u, err := user.LookupId(strconv.Itoa(uid))
-	if err == nil && !filepath.IsAbs(u.HomeDir) {
-		err = fmt.Errorf("user %d has no home directory", uid)
-	}
-	if err != nil {
-		return "", fmt.Errorf("HOME is not set: %w", err)
-	}
-	return u.HomeDir, nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/safefile"
+	"github.com/opaquevault/ov/pkg/xdg"
 )
 
 // ProjectFile is the name of the file that a project keeps beside its code.
@@ -55,7 +56,7 @@ func findProject(dir string) (project, string, error) {
 	if err != nil {
 		return project{}, "", err
 	}
-	top, _ := home()
+	top, _ := xdg.Home()
 	topInfo, _ := os.Stat(top) // nil if absent: then it is no bound
 	for {
 		file := filepath.Join(dir, ProjectFile)

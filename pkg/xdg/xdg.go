@@ -37,7 +37,7 @@ func file(variable, fallback, name string) (string, error) {
 // account's entry in the user database says.
 func Home() (string, error) {
 	if home := os.Getenv("HOME"); filepath.IsAbs(home) {
-		return home, nil
+		return filepath.Clean(home), nil
 	}
 	u, err := user.LookupId(strconv.Itoa(os.Geteuid()))
 	if err == nil && !filepath.IsAbs(u.HomeDir) {
