@@ -30,13 +30,14 @@ var unsafeNames = []struct {
 	// glibc: sysdeps/generic/unsecvars.h, which set-uid programs drop, but for
 	// TMPDIR; mallopt(3), mtrace(3); malloc(3) of macOS
 	{"C library", `GCONV_PATH GETCONF_DIR GLIBC_TUNABLES HOSTALIASES LOCALDOMAIN LOCPATH
-		MALLOC_* Malloc* NIS_PATH NLSPATH PATH_LOCALE RESOLV_* RES_OPTIONS TZDIR`},
+		MALLOC_CHECK_ MALLOC_TRACE Malloc* NIS_PATH NLSPATH PATH_LOCALE RESOLV_* RES_OPTIONS TZDIR`},
 	// environ(7); XDG Base Directory Specification. USER and LOGNAME say who,
 	// not what to run, and are common names in .env files.
 	{"where programs and their configuration are found", `PATH HOME SHELL
 		XDG_CONFIG_HOME XDG_CONFIG_DIRS XDG_DATA_HOME XDG_DATA_DIRS XDG_RUNTIME_DIR`},
-	// POSIX.1-2017 XCU 2.5.3; bash(1), ksh(1), zshparam(1), readline(3)
-	{"shell", `IFS CDPATH ENV BASH_ENV BASHOPTS SHELLOPTS BASH_FUNC_* BASH_LOADABLES_PATH
+	// POSIX.1-2017 XCU 2.5.3; bash(1), ksh(1), zshparam(1), readline(3). Not ENV:
+	// only interactive shells read it, and half of all .env files have ENV=production.
+	{"shell", `IFS CDPATH BASH_ENV BASHOPTS SHELLOPTS BASH_FUNC_* BASH_LOADABLES_PATH
 		EXECIGNORE GLOBIGNORE PROMPT_COMMAND PS0 PS1 PS2 PS3 PS4 FCEDIT INPUTRC
 		FPATH NULLCMD READNULLCMD TMPPREFIX ZDOTDIR`},
 	// terminfo(5), termcap(5)
