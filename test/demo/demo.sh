@@ -2,6 +2,7 @@
 # From a .env file to a running program without it, in a throwaway home. Asks
 # nothing, leaves nothing. `make demo` builds first.
 set -euo pipefail
+exec 2>&1 # what ov says to a person comes in its place
 cd "$(dirname "$0")/../.."
 bin=$PWD/bin
 
