@@ -184,7 +184,7 @@ var layers = []struct {
 	{0, "pkg/names"},
 	{0, "pkg/near"},
 	{0, "pkg/version"},
-	{0, "pkg/xdg"},
+	{1, "pkg/xdg"},
 	{2, "pkg/prompt"},
 	{1, "pkg/safefile"},
 	{1, "pkg/kek"},
