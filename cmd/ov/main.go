@@ -1,3 +1,9 @@
+// The runtime would read the cgroup's CPU limit at start and again every second;
+// a program that is gone in milliseconds has no use for it.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Ov keeps a program's secrets in a vault and puts them into its environment at
 // start. See `ov help`.
 package main
@@ -17,7 +23,7 @@ func main() {
 	// matters. Secrets in locked memory go with the process.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	err := newRootCmd().ExecuteContext(ctx)
+	err := newRootCmd(onlyNoun(os.Args)).ExecuteContext(ctx)
 	if err == nil {
 		return
 	}

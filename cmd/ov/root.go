@@ -40,7 +40,34 @@ func usage(err error) error {
 	return &exitError{err, exitUsage}
 }
 
-func newRootCmd() *cobra.Command {
+// nouns are the commands below ov, each in a file of its name.
+var nouns = []struct {
+	name    string
+	command func(*globals) *cobra.Command
+}{
+	{"run", newRunCmd},
+	{"secret", newSecretCmd},
+	{"app", newAppCmd},
+	{"env", newEnvCmd},
+	{"auth", newAuthCmd},
+	{"agent", newAgentCmd},
+	{"status", newStatusCmd},
+}
+
+// onlyNoun returns the one noun that the command line is about, so that a start
+// of ov run does not build fifty commands that it does not need; "" where that
+// is not plain from the first word.
+func onlyNoun(argv []string) string {
+	for _, noun := range nouns {
+		if len(argv) > 1 && argv[1] == noun.name {
+			return noun.name
+		}
+	}
+	return ""
+}
+
+// newRootCmd returns the command tree: all of it, or with only one noun.
+func newRootCmd(only string) *cobra.Command {
 	g := &globals{}
 	root := &cobra.Command{
 		Use:   "ov",
@@ -69,9 +96,11 @@ code, or 125 when ov itself failed, 126 when the program cannot be executed,
 	f := root.PersistentFlags()
 	f.StringVar(&g.vault, "vault", "", "vault file (default: what config.toml says, or $XDG_DATA_HOME/ov/vault.db)")
 	f.StringVar(&g.socket, "socket", "", "socket of the agent (default: found through /etc/ov/agent.socket, or your own)")
-	root.AddCommand(
-		newRunCmd(g), newSecretCmd(g), newAppCmd(g), newEnvCmd(g), newAuthCmd(g), newAgentCmd(g), newStatusCmd(g),
-	)
+	for _, noun := range nouns {
+		if only == "" || noun.name == only {
+			root.AddCommand(noun.command(g))
+		}
+	}
 	return root
 }
 

@@ -74,6 +74,11 @@ func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool
 			wanted = append(wanted, config.Secret{Var: name, Name: name})
 		}
 	}
+	if !opts.AllowUnsafeNames { // then PATH is the one that the program gets
+		if _, err := launch.LookPath(argv[0], os.Getenv("PATH")); err != nil {
+			return err // before anybody is asked for a password
+		}
+	}
 	s, done, err := u.open(ctx, cmd.InOrStdin())
 	if err != nil {
 		return err
