@@ -255,7 +255,7 @@ func (m *machine) terminal(user, line string) *terminal {
 // expect waits until want has been printed after all that was expected before.
 func (tt *terminal) expect(want string) {
 	tt.m.t.Helper()
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(60 * time.Second)
 	for {
 		if i := bytes.Index(tt.seen.Bytes(), []byte(want)); i >= 0 {
 			tt.m.t.Logf("terminal: %s", tt.seen.Next(i+len(want)))
@@ -268,7 +268,7 @@ func (tt *terminal) expect(want string) {
 			}
 			tt.seen.Write(b)
 		case <-timeout:
-			tt.m.t.Fatalf("%s: no %q in 30 s:\n%s", tt.line, want, tt.seen.Bytes())
+			tt.m.t.Fatalf("%s: no %q in 60 s:\n%s", tt.line, want, tt.seen.Bytes())
 		}
 	}
 }
@@ -360,16 +360,27 @@ func (m *machine) eventuallyIn(seconds int, what string, ok func() bool) {
 	m.t.Fatalf("after %d s still not: %s", seconds, what)
 }
 
-// build compiles a package of this module and returns the program's path.
-func build(t *testing.T, pkg string) string {
-	t.Helper()
-	out := filepath.Join(t.TempDir(), filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-o", out, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT=runtimesecret")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build %s: %v\n%s", pkg, err, b)
+// builds holds each compiled program, by package.
+var builds = map[string][]byte{}
+
+// build compiles a package of this module, once, and puts the program into the
+// machine.
+func (m *machine) build(pkg, to string) {
+	m.t.Helper()
+	if builds[pkg] == nil {
+		out := filepath.Join(m.t.TempDir(), "program")
+		cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-o", out, pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT=runtimesecret")
+		if b, err := cmd.CombinedOutput(); err != nil {
+			m.t.Fatalf("go build %s: %v\n%s", pkg, err, b)
+		}
+		b, err := os.ReadFile(out)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		builds[pkg] = b
 	}
-	return out
+	m.write(to, builds[pkg], 0o755)
 }
 
 // has fails the test unless s holds each of the parts.

@@ -28,7 +28,7 @@ type report struct {
 func TestSandbox(t *testing.T) {
 	m := boot(t)
 	const agent, odd = "/usr/local/bin/ov-agent", `/home/deploy/a "vault" of 100%n $HOME \x41 : ;'é`
-	m.put(build(t, "./testdata/probe"), agent, 0o755)
+	m.build("./testdata/probe", agent)
 	m.must("root", "install -d -m 0755 /etc/ov; head -c 32 /dev/urandom >/etc/ov/myapp.key; chown deploy: /etc/ov/myapp.key; chmod 600 /etc/ov/myapp.key")
 
 	for name, p := range map[string]systemd.Params{
