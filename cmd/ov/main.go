@@ -12,18 +12,14 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/opaquevault/ov/pkg/hint"
 )
 
 func main() {
-	// An interrupt ends what waits; ov run hands its process over before that
-	// matters. Secrets in locked memory go with the process.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	err := newRootCmd(onlyNoun(os.Args)).ExecuteContext(ctx)
+	// Signals keep their defaults: an interrupt ends what waits, the vault is safe
+	// at any instant, and locked memory goes with the process.
+	err := newRootCmd(onlyNoun(os.Args)).ExecuteContext(context.Background())
 	if err == nil {
 		return
 	}
