@@ -74,7 +74,7 @@ func deps(t *testing.T, dir string) map[string]pkg {
 	t.Helper()
 	all := map[string]pkg{}
 	for _, goos := range []string{"linux", "darwin"} {
-		for _, p := range list(t, []string{"GOOS=" + goos}, "-deps", "./"+dir) {
+		for _, p := range list(t, []string{"GOOS=" + goos, "GOARCH=amd64"}, "-deps", "./"+dir) {
 			all[p.ImportPath] = p
 		}
 	}
