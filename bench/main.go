@@ -69,6 +69,11 @@ func run(runs int, sizes string, bulk int) error {
 	}
 
 	var homes []*home
+	defer func() {
+		for _, h := range homes {
+			h.stop()
+		}
+	}()
 	for _, size := range strings.Split(sizes, ",") {
 		n, err := strconv.Atoi(size)
 		if err != nil || n < handed {
@@ -78,11 +83,10 @@ func run(runs int, sizes string, bulk int) error {
 		if err != nil {
 			return err
 		}
-		defer h.stop()
+		homes = append(homes, h)
 		if err := h.verify(); err != nil {
 			return err
 		}
-		homes = append(homes, h)
 	}
 
 	programs := append([]program{

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opaquevault/ov/pkg/agent/peer"
@@ -116,7 +117,8 @@ func (h *home) runs(label string) []program {
 // because it does nothing is worth nothing.
 func (h *home) verify() error {
 	for _, p := range h.runs("") {
-		argv := append(p.argv[1:len(p.argv)-1:len(p.argv)-1], "/usr/bin/env")
+		argv := slices.Clone(p.argv[1:])
+		argv[len(argv)-1] = "/usr/bin/env"
 		cmd := h.command("", argv...)
 		out, err := cmd.Output()
 		if err != nil {
