@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -21,14 +22,21 @@ import (
 
 func main() {
 	guard.Install()
-	if err := newCommand().Execute(); err != nil {
+	err := newCommand().Execute()
+	if err == nil {
+		return
+	}
+	if !errors.Is(err, errReported) {
 		fmt.Fprintf(os.Stderr, "ov-agent: %v\n", err)
 		if h := hint.Of(err); h != "" {
 			fmt.Fprintf(os.Stderr, "  hint: %s\n", h)
 		}
-		os.Exit(1)
 	}
+	os.Exit(1)
 }
+
+// errReported is a failure that the program which started this one tells of.
+var errReported = errors.New("reported")
 
 func newCommand() *cobra.Command {
 	d := &agent.Daemon{Stdin: os.Stdin, Version: version.String()}
@@ -52,9 +60,16 @@ master password and detaches, as "ov agent start" does.`,
 				}
 				return agent.Start(self, os.Args[1:])
 			}
-			err := run(cmd.Context(), d, ref, detach, verbose)
-			if err != nil && detach {
-				agent.Failed(err)
+			if !detach {
+				return run(cmd.Context(), d, ref, nil, verbose)
+			}
+			parent, err := agent.FindParent()
+			if err != nil {
+				return err
+			}
+			err = run(cmd.Context(), d, ref, parent, verbose)
+			if err != nil && parent.Failed(err) == nil {
+				return errReported
 			}
 			return err
 		},
@@ -77,7 +92,7 @@ master password and detaches, as "ov agent start" does.`,
 	return cmd
 }
 
-func run(ctx context.Context, d *agent.Daemon, ref vault.Ref, detach, verbose bool) error {
+func run(ctx context.Context, d *agent.Daemon, ref vault.Ref, parent *agent.Parent, verbose bool) error {
 	if d.Vault == "" {
 		path, err := xdg.Vault()
 		if err != nil {
@@ -95,13 +110,13 @@ func run(ctx context.Context, d *agent.Daemon, ref vault.Ref, detach, verbose bo
 		level = slog.LevelDebug
 	}
 	out := os.Stderr
-	if detach {
+	if parent != nil {
 		file, err := agent.OpenLog()
 		if err != nil {
 			return err
 		}
 		out = file
-		d.Ready = func() error { return agent.Detach(file) }
+		d.Ready = func() error { return parent.Detach(file) }
 	}
 	d.Log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
 	return d.Run(ctx)

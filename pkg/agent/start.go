@@ -14,11 +14,12 @@ import (
 	"github.com/opaquevault/ov/pkg/hint"
 )
 
+// ReadyFlag tells ov-agent that Start is waiting for it, and to detach once it is
+// ready.
+const ReadyFlag = "--detach"
+
 // readyFD is the descriptor on which a detaching agent says how its start went.
 const readyFD = 3
-
-// ReadyFlag tells ov-agent to say so on readyFD, and to detach once it is ready.
-const ReadyFlag = "--detach"
 
 // Executable finds ov-agent: beside this program, else in PATH.
 func Executable() (string, error) {
@@ -50,6 +51,7 @@ func Start(program string, args []string) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
+	keepDescriptors()
 	cmd := exec.Command(program, append(args, ReadyFlag)...)
 	cmd.Stdin, cmd.Stderr = os.Stdin, os.Stderr
 	cmd.ExtraFiles = []*os.File{w} // becomes readyFD
@@ -77,9 +79,24 @@ func Start(program string, args []string) error {
 	return fmt.Errorf("%s ended before it was ready", program)
 }
 
-// Detach tells Start that the agent is ready, after leaving the terminal:
-// a session of its own, standard streams on /dev/null and the log.
-func Detach(log *os.File) error {
+// Parent is the Start that waits for this process. It is told once how things
+// went: after that the descriptor may be anything, such as the vault's.
+type Parent struct{ ready *os.File }
+
+// FindParent returns the Start that waits. Call it before a file is opened. It
+// fails when this process was not made by Start.
+func FindParent() (*Parent, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(readyFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return nil, fmt.Errorf("%s is for ov agent start alone: there is no pipe to say on that the agent is ready", ReadyFlag)
+	}
+	unix.CloseOnExec(readyFD)
+	return &Parent{os.NewFile(readyFD, "ready")}, nil
+}
+
+// Detach tells Start that the agent is ready, after leaving the terminal: a
+// session of its own, standard streams on /dev/null and the log.
+func (p *Parent) Detach(log *os.File) error {
 	if _, err := unix.Setsid(); err != nil {
 		return os.NewSyscallError("setsid", err)
 	}
@@ -96,14 +113,16 @@ func Detach(log *os.File) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	return say("ready\n")
+	return p.say("ready\n")
 }
 
-// Failed tells Start why the agent could not start.
-func Failed(err error) { _ = say("failed\n" + err.Error() + "\x00" + hint.Of(err)) }
+// Failed tells Start why the agent could not start. It fails when Start was told
+// something before.
+func (p *Parent) Failed(err error) error {
+	return p.say("failed\n" + err.Error() + "\x00" + hint.Of(err))
+}
 
-func say(text string) error {
-	f := os.NewFile(readyFD, "ready")
-	_, err := f.WriteString(text)
-	return errors.Join(err, f.Close())
+func (p *Parent) say(text string) error {
+	_, err := p.ready.WriteString(text)
+	return errors.Join(err, p.ready.Close())
 }
