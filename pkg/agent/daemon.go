@@ -52,7 +52,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := harden(); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	if d.TTL < 0 || d.Idle < 0 {
+		return fmt.Errorf("--ttl %v and --idle %v: neither may be below zero", d.TTL, d.Idle)
+	}
+	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 
 	// Listen first: it says at once that another agent has the socket, before
@@ -71,6 +74,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.unlock(ctx, s); err != nil {
 		return err
 	}
+	// Not before: a read of a password cannot be called off, and a signal has to
+	// end it.
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer release()
 	if d.Ready != nil {
 		if err := d.Ready(); err != nil {
 			return err
