@@ -83,8 +83,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	var refusals seldom
 	limited := peer.Limit(listener, s.trust, peer.DefaultLimits(), func(_ *peer.Info, why error) {
-		d.Log.Warn("connection refused", "why", why.Error())
+		if untold, ok := refusals.now(time.Now()); ok {
+			d.Log.Warn("connection refused", "why", why.Error(), "untold", untold)
+		}
 	})
 	return d.serve(ctx, s, limited)
 }

@@ -3,6 +3,8 @@ package agent
 import (
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,4 +30,28 @@ func OpenLog() (*os.File, error) {
 		}
 	}
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+}
+
+// tellEvery is how often one kind of thing that others can cause at will is
+// logged at most, so that they cannot fill the disk.
+const tellEvery = time.Second
+
+// seldom says when it is time for another line.
+type seldom struct {
+	mu   sync.Mutex
+	last time.Time
+	n    int
+}
+
+// now reports whether a line may be logged at t, and how many were not since
+// the last one.
+func (s *seldom) now(t time.Time) (untold int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.last.IsZero() && t.Sub(s.last) < tellEvery {
+		s.n++
+		return 0, false
+	}
+	untold, s.n, s.last = s.n, 0, t
+	return untold, true
 }
