@@ -161,15 +161,15 @@ func readFile(file string, flags int) ([]byte, error) {
 		return nil, &fs.PathError{Op: "open", Path: file, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }()
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	info, err := safefile.Fstat(fd)
+	if err != nil {
 		return nil, &fs.PathError{Op: "fstat", Path: file, Err: err}
 	}
-	if err := judge(file, &st); err != nil {
+	if err := judge(file, info); err != nil {
 		return nil, err
 	}
-	if st.Size > MaxFile {
-		return nil, &Error{File: file, Msg: fmt.Sprintf("has %d bytes, the bound is %d", st.Size, MaxFile)}
+	if info.Size > MaxFile {
+		return nil, &Error{File: file, Msg: fmt.Sprintf("has %d bytes, the bound is %d", info.Size, MaxFile)}
 	}
 	buf := make([]byte, MaxFile+1)
 	n, err := safefile.ReadAll(fd, buf)
@@ -182,20 +182,20 @@ func readFile(file string, flags int) ([]byte, error) {
 	return bytes.TrimPrefix(buf[:n], []byte("\ufeff")), nil
 }
 
-func judge(file string, st *unix.Stat_t) error {
+func judge(file string, info safefile.Info) error {
 	q := safefile.Shell(file)
 	unsafe := func(fix, format string, args ...any) error {
 		return hint.Wrap(&safefile.Unsafe{Path: file, Fault: fmt.Sprintf(format, args...)}, fix)
 	}
-	mode, owner, caller := uint32(st.Mode), int(st.Uid), os.Geteuid()
+	caller := os.Geteuid()
 	switch {
-	case mode&unix.S_IFMT != unix.S_IFREG:
-		return unsafe("look at it: ls -ld "+q, "is %s, not a regular file", safefile.TypeName(mode&unix.S_IFMT))
-	case owner != caller && owner != 0:
+	case info.Type != unix.S_IFREG:
+		return unsafe("look at it: ls -ld "+q, "is %s, not a regular file", safefile.TypeName(info.Type))
+	case info.UID != caller && info.UID != 0:
 		return unsafe("if you trust what it says: sudo chown "+safefile.User(caller)+" "+q,
-			"is owned by %s, not by %s", safefile.User(owner), safefile.User(caller))
-	case mode&0o002 != 0 || mode&0o020 != 0 && st.Gid != st.Uid:
-		return unsafe("chmod go-w "+q, "can be written by others (mode %04o)", mode&0o7777)
+			"is owned by %s, not by %s", safefile.User(info.UID), safefile.User(caller))
+	case info.Perm&0o002 != 0 || info.Perm&0o020 != 0 && info.GID != info.UID:
+		return unsafe("chmod go-w "+q, "can be written by others (mode %04o)", info.Perm)
 	}
 	return nil
 }

@@ -538,17 +538,17 @@ func TestUseOne(t *testing.T) {
 // A config.toml that a dotfile manager links stays linked.
 func TestUseThroughLink(t *testing.T) {
 	home, _ := newHome(t)
-	file, real := filepath.Join(home, ".config/ov/config.toml"), filepath.Join(home, "dotfiles/ov.toml")
-	write(t, real, "[vault]\npath = '/v'\n")
+	file, target := filepath.Join(home, ".config/ov/config.toml"), filepath.Join(home, "dotfiles/ov.toml")
+	write(t, target, "[vault]\npath = '/v'\n")
 	must(t, os.MkdirAll(filepath.Dir(file), 0o700))
 	must(t, os.Symlink("../../dotfiles/ov.toml", file))
 	_, err := Use("a", "")
 	must(t, err)
-	if got, _ := os.ReadFile(real); string(got) != "app = \"a\"\n[vault]\npath = '/v'\n" {
+	if got, _ := os.ReadFile(target); string(got) != "app = \"a\"\n[vault]\npath = '/v'\n" {
 		t.Errorf("got %q", got)
 	}
-	if target, err := os.Readlink(file); err != nil || target != "../../dotfiles/ov.toml" {
-		t.Errorf("the link is now %q, %v", target, err)
+	if link, err := os.Readlink(file); err != nil || link != "../../dotfiles/ov.toml" {
+		t.Errorf("the link is now %q, %v", link, err)
 	}
 }
 

@@ -97,33 +97,33 @@ func Use(app, env string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", err
 	}
-	real := path // behind a symbolic link: the link stays
+	target := path // behind a symbolic link: the link stays
 	if linked, err := filepath.EvalSymlinks(path); err == nil {
-		real = linked
+		target = linked
 	}
 	// One at a time, or one of two would lose its change. A file system that
 	// has no locks does without.
-	lock, err := os.Open(filepath.Dir(real))
+	lock, err := os.Open(filepath.Dir(target))
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = lock.Close() }()
 	for errors.Is(unix.Flock(int(lock.Fd()), unix.LOCK_EX), unix.EINTR) {
 	}
-	f, src, err := load(real)
+	f, src, err := load(target)
 	if err != nil {
 		return "", err
 	}
 	if src, err = change(src, f, app, env); err != nil {
 		return "", err
 	}
-	dir, err := safefile.OpenDir(filepath.Dir(real), safefile.Policy{Owner: os.Geteuid()})
+	dir, err := safefile.OpenDir(filepath.Dir(target), safefile.Policy{Owner: os.Geteuid()})
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = dir.Close() }()
 	// Where the directory is, is the user's affair: no dir.Fault here.
-	return path, dir.Write(filepath.Base(real), src, safefile.Attr{Perm: 0o600, UID: -1, GID: -1, Replace: true})
+	return path, dir.Write(filepath.Base(target), src, safefile.Attr{Perm: 0o600, UID: -1, GID: -1, Replace: true})
 }
 
 // change returns src, which is f, with another app and env unless they are "".

@@ -74,11 +74,11 @@ func findProject(dir string) (project, string, error) {
 			return project{}, "", hint.Wrap(&safefile.Unsafe{Path: file, Fault: "is a symbolic link, not a regular file"},
 				"put the file itself there: cp --remove-destination \"$(readlink -f "+q+")\" "+q)
 		case errors.Is(err, fs.ErrPermission):
-			var st unix.Stat_t
-			if unix.Lstat(file, &st) != nil {
+			info, lerr := safefile.Lstat(file)
+			if lerr != nil {
 				break // in a directory that is closed to the caller nothing is the caller's
 			}
-			if err := judge(file, &st); err != nil {
+			if err := judge(file, info); err != nil {
 				return project{}, "", err
 			}
 			return project{}, "", hint.Wrap(err, "chmod u+r "+safefile.Shell(file))

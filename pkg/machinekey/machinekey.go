@@ -202,7 +202,7 @@ func overwrite(dir *safefile.Dir, path, name string, owner int, key *kek.Locked)
 	if err := safefile.WriteAll(fd, key.Bytes()); err != nil {
 		return fmt.Errorf("machine key %s: cannot write: %w", safefile.Quote(path), err)
 	}
-	if err := unix.Fsync(fd); err != nil {
+	if err := safefile.Sync(fd); err != nil {
 		return fmt.Errorf("machine key %s: cannot sync: %w", safefile.Quote(path), err)
 	}
 	return nil
@@ -250,13 +250,13 @@ func judge(path string, info safefile.Info, owner int, cred bool, dirFault error
 	switch {
 	case info.Type != unix.S_IFREG:
 		return typeFault(path, info.Type)
-	case info.UID != owner && !(cred && info.UID == 0):
+	case info.UID != owner && (!cred || info.UID != 0):
 		fix := "sudo chown " + user + " " + q
 		if owner == 0 {
 			fix = "run ov as " + safefile.User(info.UID) + " (sudo -u), or: " + fix
 		}
 		return unsafe(fix, "is owned by %s, not by %s", safefile.User(info.UID), user)
-	case info.Perm != 0o600 && !(cred && (info.Perm == 0o400 || info.Perm == 0o440 && info.UID == 0)):
+	case info.Perm != 0o600 && (!cred || info.Perm != 0o400 && (info.Perm != 0o440 || info.UID != 0)):
 		fix := "chmod 600 " + q
 		if euid := os.Geteuid(); euid != 0 && euid != info.UID {
 			fix = "sudo " + fix

@@ -2,6 +2,7 @@ package machinekey
 
 import (
 	"bytes"
+	crand "crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -65,15 +66,15 @@ func report(key *kek.Locked, err error) {
 		}
 		return
 	}
-	var unsafe *Unsafe
 	kind := "other"
-	if errors.As(err, &unsafe) {
+	switch {
+	case errors.As(err, new(*Unsafe)):
 		kind = "unsafe"
-	} else if errors.Is(err, fs.ErrNotExist) {
+	case errors.Is(err, fs.ErrNotExist):
 		kind = "absent"
-	} else if errors.Is(err, fs.ErrExist) {
+	case errors.Is(err, fs.ErrExist):
 		kind = "exists"
-	} else if errors.Is(err, fs.ErrPermission) {
+	case errors.Is(err, fs.ErrPermission):
 		kind = "permission"
 	}
 	fmt.Printf("%s\n%v\n%s\n", kind, err, hint.Of(err))
@@ -868,7 +869,7 @@ func writeForever(dir string) {
 	for i := 0; ; i++ {
 		for _, err := range []error{
 			Write(filepath.Join(dir, "k"), keys[i%2], true),
-			Write(filepath.Join(dir, fmt.Sprintf("n%d-%d", os.Getpid(), i)), keys[0], false),
+			Write(filepath.Join(dir, "n"+crand.Text()), keys[0], false),
 		} {
 			if err != nil {
 				fmt.Fprintln(os.Stderr, err)

@@ -17,8 +17,7 @@ func ValidSlug(s string) bool {
 		return false
 	}
 	for i := range len(s) {
-		c := s[i]
-		if !(c >= 'a' && c <= 'z') && !isDigit(c) && c != '-' {
+		if c := s[i]; !isLower(c) && !isDigit(c) && c != '-' {
 			return false
 		}
 	}
@@ -33,12 +32,13 @@ func ValidName(s string) bool {
 		return false
 	}
 	for i := range len(s) {
-		c := s[i]
-		if !(c >= 'A' && c <= 'Z') && !(c >= 'a' && c <= 'z') && !isDigit(c) && c != '_' {
+		if c := s[i]; !isLower(c) && !isUpper(c) && !isDigit(c) && c != '_' {
 			return false
 		}
 	}
 	return true
 }
 
+func isLower(c byte) bool { return c >= 'a' && c <= 'z' }
+func isUpper(c byte) bool { return c >= 'A' && c <= 'Z' }
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }

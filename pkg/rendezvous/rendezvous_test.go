@@ -365,10 +365,10 @@ func TestWriteTightens(t *testing.T) {
 				t.Errorf("holds %q", b)
 			}
 			for name, mode := range map[string]uint32{a.dir: 0o40755, a.file: 0o100644} {
-				var st unix.Stat_t
-				a.must(unix.Lstat(name, &st))
-				if uint32(st.Mode) != mode || int(st.Uid) != here.Owner || here.Owner == 0 && st.Gid != 0 {
-					t.Errorf("%s: mode %o, owner %d:%d", name, st.Mode, st.Uid, st.Gid)
+				got, err := safefile.Lstat(name)
+				a.must(err)
+				if got.Type|got.Perm != mode || got.UID != here.Owner || here.Owner == 0 && got.GID != 0 {
+					t.Errorf("%s: %+v", name, got)
 				}
 			}
 			if key, _ := os.ReadFile(a.dir + "/myapp.key"); before != "absent" && string(key) != "key" {

@@ -54,6 +54,7 @@ type Info struct {
 	Type  uint32 // unix.S_IFREG, …
 	Perm  uint32 // the lower twelve bits: permissions, setuid, setgid, sticky
 	UID   int
+	GID   int
 	Links uint64
 	Size  int64 // in bytes
 	MTime time.Time
@@ -150,15 +151,15 @@ func (d *Dir) enter(name string) error {
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path.Join(d.path, name), Err: err}
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	info, err := Fstat(fd)
+	if err != nil {
 		_ = unix.Close(fd)
-		return &fs.PathError{Op: "fstat", Path: path.Join(d.path, name), Err: err}
+		return err
 	}
 	if d.fd >= 0 {
 		_ = unix.Close(d.fd)
 	}
-	d.fd, d.info = fd, infoOf(&st)
+	d.fd, d.info = fd, info
 	if d.path = path.Join(d.path, name); name == "/" {
 		d.path = "/"
 	}
@@ -228,7 +229,7 @@ func (d *Dir) Info() Info { return d.info }
 // own if it is one.
 func (d *Dir) Lstat(name string) (Info, error) {
 	var st unix.Stat_t
-	err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err := noIntr(func() error { return unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
 	if errors.Is(err, fs.ErrPermission) { // never the file's own doing, fstatat(2)
 		return Info{}, d.shut()
 	}
@@ -252,12 +253,11 @@ func (d *Dir) Open(name string, flags int) (fd int, info Info, err error) {
 	if err != nil {
 		return -1, Info{}, &fs.PathError{Op: "open", Path: path.Join(d.path, name), Err: err}
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if info, err = Fstat(fd); err != nil {
 		_ = unix.Close(fd)
-		return -1, Info{}, &fs.PathError{Op: "fstat", Path: path.Join(d.path, name), Err: err}
+		return -1, Info{}, err
 	}
-	return fd, infoOf(&st), nil
+	return fd, info, nil
 }
 
 // Remove unlinks the file called name.
@@ -285,15 +285,13 @@ func (d *Dir) Subdir(name string, perm uint32, uid, gid int) (*Dir, error) {
 	if err == nil { // after the owner: fchown(2) clears bits
 		err = os.NewSyscallError("fchmod", unix.Fchmod(fd, perm))
 	}
-	var st unix.Stat_t
 	if err == nil {
-		err = os.NewSyscallError("fstat", unix.Fstat(fd, &st))
+		sub.info, err = Fstat(fd)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("%s: %w", Quote(sub.path), err)
 	}
-	sub.info = infoOf(&st)
 	return sub, nil
 }
 
@@ -341,11 +339,11 @@ func (d *Dir) Write(name string, data []byte, a Attr) (err error) {
 		_ = unix.Close(fd)
 		return fail("write", err)
 	}
-	if err := unix.Close(fd); err != nil {
+	if err := unix.Close(fd); err != nil && !errors.Is(err, unix.EINTR) { // closed all the same
 		return fail("close", err)
 	}
 	if a.Replace {
-		err = unix.Renameat(d.fd, tmp, d.fd, name)
+		err = noIntr(func() error { return unix.Renameat(d.fd, tmp, d.fd, name) })
 	} else {
 		err = renameNew(d.fd, tmp, name)
 	}
@@ -361,17 +359,30 @@ func (d *Dir) Write(name string, data []byte, a Attr) (err error) {
 // fill writes and syncs an open file.
 func fill(fd int, data []byte, a Attr) error {
 	if a.UID >= 0 || a.GID >= 0 {
-		if err := unix.Fchown(fd, a.UID, a.GID); err != nil {
+		if err := noIntr(func() error { return unix.Fchown(fd, a.UID, a.GID) }); err != nil {
 			return err
 		}
 	}
-	if err := unix.Fchmod(fd, a.Perm); err != nil {
+	if err := noIntr(func() error { return unix.Fchmod(fd, a.Perm) }); err != nil {
 		return err
 	}
 	if err := WriteAll(fd, data); err != nil {
 		return err
 	}
-	return unix.Fsync(fd)
+	return Sync(fd)
+}
+
+// Sync is fsync(2).
+func Sync(fd int) error { return noIntr(func() error { return unix.Fsync(fd) }) }
+
+// noIntr calls f again when a signal, such as the Go runtime's own for
+// preemption, interrupted it: some file systems do not restart by themselves.
+func noIntr(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // WriteAll writes all of data to fd, straight from where it lies: an os.File
@@ -379,10 +390,10 @@ func fill(fd int, data []byte, a Attr) error {
 func WriteAll(fd int, data []byte) error {
 	for len(data) > 0 {
 		n, err := unix.Write(fd, data)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if err != nil {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
 			return err
 		}
 		data = data[n:]
@@ -410,7 +421,7 @@ func ReadAll(fd int, buf []byte) (n int, err error) {
 
 // renameNew renames tmp to name unless that exists.
 func renameNew(dirfd int, tmp, name string) error {
-	err := renameNoReplace(dirfd, tmp, name)
+	err := noIntr(func() error { return renameNoReplace(dirfd, tmp, name) })
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENOTSUP) {
 		return err
 	}
@@ -441,11 +452,30 @@ func (d *Dir) sweep(dir *os.File) {
 	}
 }
 
+// Fstat is fstat(2).
+func Fstat(fd int) (Info, error) {
+	var st unix.Stat_t
+	if err := noIntr(func() error { return unix.Fstat(fd, &st) }); err != nil {
+		return Info{}, os.NewSyscallError("fstat", err)
+	}
+	return infoOf(&st), nil
+}
+
+// Lstat is lstat(2).
+func Lstat(name string) (Info, error) {
+	var st unix.Stat_t
+	if err := noIntr(func() error { return unix.Lstat(name, &st) }); err != nil {
+		return Info{}, &fs.PathError{Op: "lstat", Path: name, Err: err}
+	}
+	return infoOf(&st), nil
+}
+
 func infoOf(st *unix.Stat_t) Info {
-	mode := uint32(st.Mode) // uint16 on macOS
+	mode := uint32(st.Mode)   //nolint:unconvert // uint16 on macOS
+	links := uint64(st.Nlink) //nolint:unconvert // the same
 	return Info{
-		Type: mode & unix.S_IFMT, Perm: mode & 0o7777, UID: int(st.Uid),
-		Links: uint64(st.Nlink), Size: st.Size, MTime: time.Unix(st.Mtim.Unix()),
+		Type: mode & unix.S_IFMT, Perm: mode & 0o7777, UID: int(st.Uid), GID: int(st.Gid),
+		Links: links, Size: st.Size, MTime: time.Unix(st.Mtim.Unix()),
 	}
 }
 
@@ -468,13 +498,12 @@ func TypeName(typ uint32) string {
 	return "of an unknown type"
 }
 
-func openat(dirfd int, name string, flags int, perm uint32) (int, error) {
-	for {
-		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, perm)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+func openat(dirfd int, name string, flags int, perm uint32) (fd int, err error) {
+	err = noIntr(func() error {
+		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, perm)
+		return err
+	})
+	return fd, err
 }
 
 func notBy(uid, owner int) string {

@@ -68,7 +68,7 @@ func TestOpenDirResolves(t *testing.T) {
 		if path := d.Path(); path != filepath.Clean(path) {
 			t.Errorf("%q: path %q is not clean", dir, path)
 		}
-		if real, _ := filepath.EvalSymlinks(d.Path()); real != d.Path() {
+		if resolved, _ := filepath.EvalSymlinks(d.Path()); resolved != d.Path() {
 			t.Errorf("%q: path %q goes through a link", dir, d.Path())
 		}
 		if d.Fault != nil {
