@@ -70,6 +70,7 @@ func (s *Server) guard(ctx context.Context, method string, handle func(context.C
 	s.requests.Add(1)
 	if !r.quiet {
 		s.touch()
+		defer s.touch()
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -56,14 +56,16 @@ type Server struct {
 	requests atomic.Uint64
 	pending  atomic.Int64 // bytes held by Puts
 	sweep    *sweeper
-	used     atomic.Int64 // Unix nanoseconds of the last request that counts
 
-	unlocking sync.Mutex // one Argon2id at a time
+	unlocking chan struct{} // holds one thing while an Argon2id runs
 
-	mu       sync.Mutex
-	held     *held
-	because  string // why it is locked
-	unlocked time.Time
+	mu         sync.Mutex
+	held       *held
+	because    string // why it is locked
+	unlocked   time.Time
+	used       time.Time  // when the last request came that counts
+	discarding int        // sessions that requests still work with, though replaced
+	discarded  *sync.Cond // told when there is one less
 }
 
 // held is an unlocked session and how many requests work with it.
@@ -91,9 +93,9 @@ func NewServer(c Config) *Server {
 		vault: c.Vault, vaultPath: c.VaultPath, context: c.Context, version: c.Version,
 		log: c.Log, trust: peer.OwnOrRoot(), inflight: peer.NewInflight(peer.Halving(maxRequests)),
 		started: time.Now(), ttl: c.TTL, idle: c.Idle, stop: c.Stop,
-		sweep: newSweeper(), because: "nobody has unlocked it",
+		sweep: newSweeper(), because: "nobody has unlocked it", unlocking: make(chan struct{}, 1),
 	}
-	s.touch()
+	s.discarded = sync.NewCond(&s.mu)
 	return s
 }
 
@@ -115,12 +117,23 @@ func (s *Server) GRPC() *grpc.Server {
 	return g
 }
 
-func (s *Server) touch() { s.used.Store(time.Now().UnixNano()) }
+// touch puts off the lock by --idle, unless its time has come.
+func (s *Server) touch() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.timeUp() == "" {
+		s.used = time.Now()
+	}
+}
 
 // Unlock opens the vault with the master password, which the caller keeps.
 func (s *Server) Unlock(ctx context.Context, password *kek.Locked) error {
-	s.unlocking.Lock()
-	defer s.unlocking.Unlock()
+	select {
+	case s.unlocking <- struct{}{}:
+		defer func() { <-s.unlocking }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	session, err := s.vault.Unlock(ctx, password)
 	if err != nil {
 		return err
@@ -140,72 +153,99 @@ func (s *Server) UnlockKey(ctx context.Context, key *kek.Locked) error {
 }
 
 func (s *Server) hold(session *vault.Session) {
-	h := &held{session: session, hidden: session.Hidden()}
-	s.touch()
 	s.mu.Lock()
-	old := s.held
-	s.held, s.because, s.unlocked = h, "", time.Now()
+	if s.held != nil {
+		s.discard(s.held)
+	}
+	now := time.Now()
+	s.held = &held{session: session, hidden: session.Hidden()}
+	s.because, s.unlocked, s.used = "", now, now
 	s.mu.Unlock()
-	old.release()
 	s.log.Info("unlocked")
 	s.sweep.soon()
 }
 
-// Lock forgets the key. Requests that already have it are waited for.
+// Lock forgets the key and returns when no request works with it any more.
 func (s *Server) Lock(because string) {
 	s.mu.Lock()
-	old := s.held
-	s.held = nil
-	if old != nil {
-		s.because, s.unlocked = because, time.Time{}
+	was := s.held != nil
+	if was {
+		s.forget(because)
+	}
+	for s.discarding > 0 {
+		s.discarded.Wait()
 	}
 	s.mu.Unlock()
-	if old != nil {
-		old.release()
+	if was {
 		s.log.Info("locked", "because", because)
+		s.sweep.now()
 	}
-	s.sweep.now()
 }
 
-func (h *held) release() {
-	if h != nil {
+// forget locks. The caller holds mu, and there is a session.
+func (s *Server) forget(because string) {
+	s.discard(s.held)
+	s.held, s.because, s.unlocked = nil, because, time.Time{}
+}
+
+// discard wipes h once no request works with it. The caller holds mu and takes h
+// from where new requests would find it.
+func (s *Server) discard(h *held) {
+	s.discarding++
+	go func() {
 		h.users.Wait()
 		h.session.Destroy()
-	}
-}
-
-// use calls fn with the unlocked session. It fails with ErrLocked. When the
-// vault's keys were changed elsewhere, the key that is held is worth nothing any
-// more and is forgotten.
-func (s *Server) use(fn func(*vault.Session) error) error {
-	s.mu.Lock()
-	h, because := s.held, s.because
-	if h != nil {
-		h.users.Add(1)
-	}
-	s.mu.Unlock()
-	if h == nil {
-		return hint.Errorf("ov agent unlock", "%w: %s", ErrLocked, because)
-	}
-	defer s.sweep.soon()
-	err := func() error {
-		defer h.users.Done()
-		return fn(h.session)
+		s.mu.Lock()
+		s.discarding--
+		s.discarded.Broadcast()
+		s.mu.Unlock()
+		s.sweep.soon()
 	}()
-	if errors.Is(err, vault.ErrDeadKey) {
-		s.lockIf(h, err.Error())
-	}
-	return err
 }
 
-// lockIf locks if h is still what is held.
-func (s *Server) lockIf(h *held, because string) {
+// use calls fn with the unlocked session. It fails with ErrLocked.
+func (s *Server) use(fn func(*vault.Session) error) error {
+	defer s.sweep.soon()
+	for {
+		h, err := s.session()
+		if err != nil {
+			return err
+		}
+		err = func() error {
+			defer h.users.Done()
+			return fn(h.session)
+		}()
+		if !errors.Is(err, vault.ErrDeadKey) || !s.replaced(h, err) {
+			return err
+		}
+	}
+}
+
+// session returns what is unlocked. The caller calls users.Done.
+func (s *Server) session() (*held, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if because := s.why(); because != "" {
+		return nil, hint.Errorf("ov agent unlock", "%w: %s", ErrLocked, because)
+	}
+	s.held.users.Add(1)
+	return s.held, nil
+}
+
+// replaced reports whether another session has taken the place of h, whose key
+// was found dead. If none has, the key is worth nothing any more and forgotten.
+func (s *Server) replaced(h *held, dead error) bool {
 	s.mu.Lock()
 	same := s.held == h
+	if same {
+		s.forget(dead.Error())
+	}
+	other := s.held != nil
 	s.mu.Unlock()
 	if same {
-		s.Lock(because)
+		s.log.Warn("locked", "because", dead.Error())
 	}
+	return other
 }
 
 // Run locks by the clock until ctx ends.
@@ -216,19 +256,49 @@ func (s *Server) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			s.mu.Lock()
-			h, unlocked := s.held, s.unlocked
-			s.mu.Unlock()
-			switch {
-			case h == nil:
-			case s.ttl > 0 && now.Sub(unlocked) >= s.ttl:
-				s.lockIf(h, fmt.Sprintf("it was unlocked for %v (--ttl)", s.ttl))
-			case s.idle > 0 && now.Sub(time.Unix(0, s.used.Load())) >= s.idle:
-				s.lockIf(h, fmt.Sprintf("it was not used for %v (--idle)", s.idle))
-			}
+		case <-tick.C:
+			s.lockInTime()
 		}
 	}
+}
+
+func (s *Server) lockInTime() {
+	s.mu.Lock()
+	because := s.timeUp()
+	if because != "" {
+		s.forget(because)
+	}
+	s.mu.Unlock()
+	if because != "" {
+		s.log.Info("locked", "because", because)
+	}
+}
+
+// why returns why the server is locked, or "" when it is not. The caller holds mu.
+func (s *Server) why() string {
+	if s.held == nil {
+		return s.because
+	}
+	return s.timeUp()
+}
+
+// timeUp returns why it is time to lock, or "". The caller holds mu.
+func (s *Server) timeUp() string {
+	switch {
+	case s.held == nil:
+	case s.ttl > 0 && since(s.unlocked) >= s.ttl:
+		return fmt.Sprintf("it was unlocked for %v (--ttl)", s.ttl)
+	case s.idle > 0 && since(s.used) >= s.idle:
+		return fmt.Sprintf("it was not used for %v (--idle)", s.idle)
+	}
+	return ""
+}
+
+// since returns how long ago t was by the clock that says more: the monotonic
+// one stands still while the machine sleeps, the other can be set back.
+func since(t time.Time) time.Duration {
+	now := time.Now()
+	return max(now.Sub(t), now.Round(0).Sub(t.Round(0)))
 }
 
 // Healthy returns once the server's state can be looked at: what the watchdog
@@ -281,7 +351,7 @@ func (connections) HandleRPC(context.Context, stats.RPCStats)                   
 
 // unseal opens what the caller sealed to its connection's key. The plaintext is
 // in memory that kek.Do erases once nothing refers to it; the caller clears it.
-func unseal(ctx context.Context, method string, sealed []byte) (plain []byte, err error) {
+func (s *Server) unseal(ctx context.Context, method string, sealed []byte) (plain []byte, err error) {
 	c, err := connectionOf(ctx)
 	if err != nil {
 		return nil, err
@@ -292,6 +362,7 @@ func unseal(ctx context.Context, method string, sealed []byte) (plain []byte, er
 	if k == nil {
 		return nil, fmt.Errorf("%w: a sealed message before Hello", vault.ErrInvalid)
 	}
+	defer s.sweep.soon()
 	kek.Do(func() { plain, err = k.open(method, sealed) })
 	if err != nil {
 		err = fmt.Errorf("%w: %w", vault.ErrInvalid, err)

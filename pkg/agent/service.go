@@ -39,18 +39,18 @@ func (s service) Status(context.Context, *agentv1.StatusRequest) (*agentv1.Statu
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	resp := &agentv1.StatusResponse{
-		Unlocked:      s.held != nil,
 		Vault:         s.vaultPath,
 		Context:       &agentv1.Ref{App: s.context.App, Env: s.context.Env},
 		StartedUnix:   s.started.Unix(),
 		IdleSeconds:   int64(s.idle / time.Second),
 		Version:       s.version,
 		Pid:           uint32(os.Getpid()),
-		LockedBecause: s.because,
+		LockedBecause: s.why(),
 		Requests:      s.requests.Load(),
 	}
-	if s.held != nil {
+	if resp.LockedBecause == "" {
 		level, scope := s.held.session.Scope()
+		resp.Unlocked = true
 		resp.Level = level.String()
 		resp.Scope = &agentv1.Ref{App: scope.App, Env: scope.Env}
 		resp.UnlockedUnix = s.unlocked.Unix()
@@ -66,7 +66,7 @@ func (s service) Status(context.Context, *agentv1.StatusRequest) (*agentv1.Statu
 }
 
 func (s service) Unlock(ctx context.Context, req *agentv1.UnlockRequest) (*agentv1.UnlockResponse, error) {
-	plain, err := unseal(ctx, agentv1.Agent_Unlock_FullMethodName, req.Sealed)
+	plain, err := s.unseal(ctx, agentv1.Agent_Unlock_FullMethodName, req.Sealed)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,6 @@ func (s service) Unlock(ctx context.Context, req *agentv1.UnlockRequest) (*agent
 	if err != nil {
 		return nil, err
 	}
-	defer s.sweep.soon()
 	if req.MachineKey {
 		return &agentv1.UnlockResponse{}, s.Server.UnlockKey(ctx, secret)
 	}
@@ -199,7 +198,7 @@ func (s service) Put(stream grpc.ClientStreamingServer[agentv1.PutRequest, agent
 		if s.pending.Add(n) > maxPending || held > maxPut {
 			return fmt.Errorf("%w: more than %d bytes of secrets at once", ErrTooLarge, maxPut)
 		}
-		more, err := openPuts(ctx, req.Sealed)
+		more, err := s.openPuts(ctx, req.Sealed)
 		puts = append(puts, more...)
 		if err != nil {
 			return err
@@ -224,8 +223,8 @@ func (s service) Put(stream grpc.ClientStreamingServer[agentv1.PutRequest, agent
 }
 
 // openPuts decrypts one message's secrets.
-func openPuts(ctx context.Context, sealed []byte) ([]vault.Put, error) {
-	plain, err := unseal(ctx, agentv1.Agent_Put_FullMethodName, sealed)
+func (s service) openPuts(ctx context.Context, sealed []byte) ([]vault.Put, error) {
+	plain, err := s.unseal(ctx, agentv1.Agent_Put_FullMethodName, sealed)
 	if err != nil {
 		return nil, err
 	}
