@@ -20,7 +20,7 @@ const (
 // rule is what the agent does about one RPC.
 type rule struct {
 	permission permission
-	// releases: the answer holds names or values, so the caller is looked at
+	// releases: the answer tells of names or values, so the caller is looked at
 	// again right before it goes out.
 	releases bool
 	// quiet: it does not count as use of the agent, which puts --idle off.
@@ -42,7 +42,7 @@ var rules = map[string]rule{
 	agentv1.Agent_Reveal_FullMethodName:    {permission: permUse, releases: true},
 	agentv1.Agent_List_FullMethodName:      {permission: permUse, releases: true},
 	agentv1.Agent_History_FullMethodName:   {permission: permUse, releases: true},
-	agentv1.Agent_Put_FullMethodName:       {permission: permWrite},
+	agentv1.Agent_Put_FullMethodName:       {permission: permWrite, releases: true},
 	agentv1.Agent_Delete_FullMethodName:    {permission: permWrite},
 	agentv1.Agent_Rollback_FullMethodName:  {permission: permWrite, releases: true},
 }

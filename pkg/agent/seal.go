@@ -7,6 +7,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/envelope"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/vault"
 )
 
 // The one HPKE suite (RFC 9180) in which secrets cross the socket.
@@ -40,11 +41,27 @@ func newSealKey() (*sealKey, error) {
 // sealTo encrypts plaintext to a public key of the other side. method is the
 // full name of the RPC that the message belongs to. Call it inside kek.Do.
 func sealTo(public []byte, method string, plaintext []byte) ([]byte, error) {
+	key, err := publicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	return hpke.Seal(key, suiteKDF, suiteAEAD, []byte(method), plaintext)
+}
+
+func publicKey(public []byte) (hpke.PublicKey, error) {
 	key, err := suiteKEM.NewPublicKey(public)
 	if err != nil {
 		return nil, fmt.Errorf("the public key of %d bytes is not an X25519 key", len(public))
 	}
-	return hpke.Seal(key, suiteKDF, suiteAEAD, []byte(method), plaintext)
+	return key, nil
+}
+
+// checkPublic refuses a key to which no answer could be sealed.
+func checkPublic(public []byte) error {
+	if _, err := publicKey(public); err != nil {
+		return fmt.Errorf("%w: %w", vault.ErrInvalid, err)
+	}
+	return nil
 }
 
 // open is the inverse of sealTo. Call it inside kek.Do.

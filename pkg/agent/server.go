@@ -34,8 +34,6 @@ const (
 	maxRequest = 1 << 20
 	// maxPut bounds what one Put may hold, in bytes.
 	maxPut = 64 << 20
-	// maxPending bounds what all Puts that are under way hold, in bytes.
-	maxPending = 128 << 20
 	// maxRequests is how many requests are served at a time.
 	maxRequests = 256
 )
@@ -54,7 +52,7 @@ type Server struct {
 	stop      func() // asks the daemon to end
 
 	requests atomic.Uint64
-	pending  atomic.Int64 // bytes held by Puts
+	puts     *puts
 	sweep    *sweeper
 
 	unlocking chan struct{} // holds one thing while an Argon2id runs
@@ -91,7 +89,7 @@ type Config struct {
 func NewServer(c Config) *Server {
 	s := &Server{
 		vault: c.Vault, vaultPath: c.VaultPath, context: c.Context, version: c.Version,
-		log: c.Log, trust: peer.OwnOrRoot(), inflight: peer.NewInflight(peer.Halving(maxRequests)),
+		log: c.Log, trust: peer.OwnOrRoot(), inflight: peer.NewInflight(peer.Halving(maxRequests)), puts: newPuts(),
 		started: time.Now(), ttl: c.TTL, idle: c.Idle, stop: c.Stop,
 		sweep: newSweeper(), because: "nobody has unlocked it", unlocking: make(chan struct{}, 1),
 	}
@@ -389,12 +387,21 @@ func seal(public []byte, method string, fields ...[]byte) (resp *agentv1.SealedR
 func sealInside(public []byte, method string, fields ...[]byte) (*agentv1.SealedResponse, error) {
 	plain := envelope.Fields(fields...)
 	defer clear(plain)
-	if len(plain) > maxMessage-1024 {
-		return nil, hint.Errorf("ask for some of them by name", "%w: an answer of %d bytes, the bound is %d", ErrTooLarge, len(plain), maxMessage-1024)
+	if err := checkSize(len(plain)); err != nil {
+		return nil, err
 	}
 	sealed, err := sealTo(public, method, plain)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", vault.ErrInvalid, err)
 	}
 	return &agentv1.SealedResponse{Sealed: sealed}, nil
+}
+
+// checkSize refuses an answer that would not fit into a message.
+func checkSize(n int) error {
+	const most = maxMessage - 1024
+	if n <= most {
+		return nil
+	}
+	return hint.Errorf("do it in parts, by name", "%w: an answer of %d bytes, the bound is %d", ErrTooLarge, n, most)
 }

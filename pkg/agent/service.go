@@ -70,6 +70,10 @@ func (s service) Unlock(ctx context.Context, req *agentv1.UnlockRequest) (*agent
 	if err != nil {
 		return nil, err
 	}
+	if n := len(plain); n == 0 || n > kek.MaxPassword { // locked memory is scarce
+		clear(plain)
+		return nil, fmt.Errorf("%w: a password or key of %d bytes, the bounds are 1 and %d", vault.ErrInvalid, n, kek.MaxPassword)
+	}
 	secret, err := kek.LockedFrom(plain) // which wipes plain
 	if err != nil {
 		return nil, err
@@ -177,8 +181,6 @@ func resultFields(list []vault.PutResult) [][]byte {
 
 func (s service) Put(stream grpc.ClientStreamingServer[agentv1.PutRequest, agentv1.SealedResponse]) error {
 	ctx := stream.Context()
-	var held int64
-	defer func() { s.pending.Add(-held) }()
 	var first *agentv1.PutRequest
 	var puts []vault.Put
 	defer func() {
@@ -186,17 +188,20 @@ func (s service) Put(stream grpc.ClientStreamingServer[agentv1.PutRequest, agent
 			clear(put.Value)
 		}
 	}()
+	room := s.puts.room(ctx)
+	defer room.leave()
 	for req, err := range receive(ctx, stream) {
 		if err != nil {
 			return err
 		}
 		if first == nil {
 			first = req
+			if err := s.checkPut(first); err != nil {
+				return err
+			}
 		}
-		n := int64(len(req.Sealed))
-		held += n
-		if s.pending.Add(n) > maxPending || held > maxPut {
-			return fmt.Errorf("%w: more than %d bytes of secrets at once", ErrTooLarge, maxPut)
+		if err := room.take(len(req.Sealed)); err != nil {
+			return err
 		}
 		more, err := s.openPuts(ctx, req.Sealed)
 		puts = append(puts, more...)
@@ -204,22 +209,46 @@ func (s service) Put(stream grpc.ClientStreamingServer[agentv1.PutRequest, agent
 			return err
 		}
 	}
-	if first == nil || first.Existing > uint32(vault.RefuseExisting) {
-		return fmt.Errorf("%w: a Put without its first message", vault.ErrInvalid)
+	if first == nil {
+		return fmt.Errorf("%w: a Put without a message", vault.ErrInvalid)
 	}
-	return s.use(func(v *vault.Session) error {
+	if err := checkAnswer(puts); err != nil {
+		return err
+	}
+	var resp *agentv1.SealedResponse
+	err := s.use(func(v *vault.Session) error {
 		results, err := v.Put(ctx, s.ref(first.Ref), puts, vault.PutOptions{
 			Existing: vault.Existing(first.Existing), DryRun: first.DryRun, Create: first.Create, Note: first.Note,
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			resp, err = seal(first.PublicKey, agentv1.Agent_Put_FullMethodName, resultFields(results)...)
 		}
-		resp, err := seal(first.PublicKey, agentv1.Agent_Put_FullMethodName, resultFields(results)...)
-		if err != nil {
-			return err
-		}
-		return stream.SendAndClose(resp)
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(resp)
+}
+
+// checkPut refuses before any secret is sent what would be refused in the end.
+func (s service) checkPut(first *agentv1.PutRequest) error {
+	if first.Existing > uint32(vault.RefuseExisting) {
+		return fmt.Errorf("%w: %d does not say what to do with existing secrets", vault.ErrInvalid, first.Existing)
+	}
+	if err := checkPublic(first.PublicKey); err != nil {
+		return err
+	}
+	return s.use(func(*vault.Session) error { return nil })
+}
+
+// checkAnswer refuses, before anything is written, what could not be answered.
+func checkAnswer(puts []vault.Put) error {
+	size := 0
+	for _, put := range puts {
+		size += 4 + len(put.Name) + 4 + 1 + 4 + 4 // as resultFields has it
+	}
+	return checkSize(size)
 }
 
 // openPuts decrypts one message's secrets.
@@ -300,6 +329,9 @@ func (s service) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agent
 }
 
 func (s service) Rollback(ctx context.Context, req *agentv1.RollbackRequest) (resp *agentv1.SealedResponse, err error) {
+	if err := checkPublic(req.PublicKey); err != nil {
+		return nil, err
+	}
 	err = s.use(func(v *vault.Session) error {
 		res, err := v.Rollback(ctx, s.ref(req.Ref), req.Name, req.Version)
 		if err == nil {
