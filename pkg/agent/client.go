@@ -261,10 +261,17 @@ func results(method string, ask func([]byte) (*agentv1.SealedResponse, error)) (
 
 // putChunk is how much one message of a Put holds at most before it is sealed,
 // in bytes; a single secret may be larger.
-const putChunk = 512 << 10
+const putChunk = 128 << 10
 
 // Put is vault.Session.Put, bounded to maxPut bytes.
 func (c *Client) Put(ctx context.Context, ref vault.Ref, list []vault.Put, opt vault.PutOptions) ([]vault.PutResult, error) {
+	for _, put := range list {
+		if n := len(put.Value); n > vault.MaxValue { // it might not fit into a message
+			return nil, fmt.Errorf("secret %.80q has %d bytes, the bound is %d: %w", put.Name, n, vault.MaxValue, vault.ErrInvalid)
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	return results(agentv1.Agent_Put_FullMethodName, func(public []byte) (*agentv1.SealedResponse, error) {
 		hello, err := c.rpc.Hello(ctx, &agentv1.HelloRequest{})
 		if err != nil {

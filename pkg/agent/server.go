@@ -30,8 +30,15 @@ import (
 const (
 	// maxMessage bounds one gRPC message either way, in bytes.
 	maxMessage = 32 << 20
-	// maxRequest bounds one message to the agent, in bytes.
-	maxRequest = 1 << 20
+	// maxRequest bounds one message to the agent, in bytes. A stalled client
+	// keeps the agent from forgetting so much of each of its streams.
+	maxRequest = 256 << 10
+	// maxStreams is how many requests a connection may have under way; a gRPC
+	// client waits with more.
+	maxStreams = 8
+	// window is how much a client may send ahead of what is read, in bytes: for
+	// each connection, and of that for each stream.
+	window = 64 << 10
 	// maxPut bounds what one Put may hold, in bytes.
 	maxPut = 64 << 20
 	// maxRequests is how many requests are served at a time.
@@ -106,7 +113,9 @@ func (s *Server) GRPC() *grpc.Server {
 		grpc.StatsHandler(connections{}),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxSendMsgSize(maxMessage),
-		grpc.MaxConcurrentStreams(32),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.InitialWindowSize(window),
+		grpc.InitialConnWindowSize(window),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.ConnectionTimeout(5*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
