@@ -3,7 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -74,15 +74,21 @@ func toStatus(err error) error {
 			break
 		}
 	}
-	text := err.Error()
-	if len(text) > maxFault {
-		text = text[:maxFault] + " …"
-	}
-	st, derr := status.New(code, text).WithDetails(&agentv1.Fault{Kind: kind, Hint: hint.Of(err)})
+	text := printable(err.Error())
+	st, derr := status.New(code, text).WithDetails(&agentv1.Fault{Kind: kind, Hint: printable(hint.Of(err))})
 	if derr != nil {
 		return status.Error(code, text)
 	}
 	return st.Err()
+}
+
+// printable makes of a text what protobuf can carry: UTF-8, which a path need
+// not be, and bounded.
+func printable(text string) string {
+	if len(text) > maxFault {
+		text = strings.ToValidUTF8(text[:maxFault], "") + " …"
+	}
+	return strings.ToValidUTF8(text, "\uFFFD")
 }
 
 // fault is an error that came from the agent.
@@ -108,7 +114,7 @@ func fromStatus(err error) error {
 		if !ok {
 			continue
 		}
-		f := &fault{text: st.Message()}
+		f := &fault{text: st.Message(), is: ended(st.Code())}
 		for _, known := range faults {
 			if known.kind == d.Kind {
 				f.is = known.err
@@ -119,5 +125,24 @@ func fromStatus(err error) error {
 		}
 		return hint.Wrap(f, d.Hint)
 	}
-	return fmt.Errorf("the agent did not answer: %s", st.Message())
+	// What gRPC says by itself.
+	f := &fault{text: "the agent did not answer: " + st.Message(), is: ended(st.Code())}
+	switch st.Code() {
+	case codes.ResourceExhausted:
+		f.text, f.is = ErrTooLarge.Error()+": "+st.Message(), ErrTooLarge
+	case codes.Unavailable:
+		return hint.Wrap(f, "see how it is: ov agent status")
+	}
+	return f
+}
+
+// ended returns what a context says that ended for the reason of the code.
+func ended(code codes.Code) error {
+	switch code {
+	case codes.Canceled:
+		return context.Canceled
+	case codes.DeadlineExceeded:
+		return context.DeadlineExceeded
+	}
+	return nil
 }

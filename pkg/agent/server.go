@@ -95,7 +95,7 @@ type Config struct {
 // NewServer returns a locked server.
 func NewServer(c Config) *Server {
 	s := &Server{
-		vault: c.Vault, vaultPath: c.VaultPath, context: c.Context, version: c.Version,
+		vault: c.Vault, vaultPath: printable(c.VaultPath), context: c.Context, version: c.Version,
 		log: c.Log, trust: peer.OwnOrRoot(), inflight: peer.NewInflight(peer.Halving(maxRequests)), puts: newPuts(),
 		started: time.Now(), ttl: c.TTL, idle: c.Idle, stop: c.Stop,
 		sweep: newSweeper(), because: "nobody has unlocked it", unlocking: make(chan struct{}, 1),
