@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	bbolt "go.etcd.io/bbolt"
@@ -53,21 +54,16 @@ func (s *Store) Create(ctx context.Context, b store.Batch) error {
 	if _, err := os.Lstat(s.path); err == nil {
 		return fmt.Errorf("%s: %w", s.path, fs.ErrExist)
 	}
+	s.sweep()
 	var suffix [8]byte
 	rand.Read(suffix[:])
-	tmp := &Store{s.path + ".new-" + hex.EncodeToString(suffix[:])}
-	defer func() { _ = os.Remove(tmp.path) }()
-	db, err := tmp.open(ctx, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	tmp := &Store{s.path + tmpInfix + hex.EncodeToString(suffix[:])}
+	f, err := openFile(ctx, tmp.path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return err
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		if _, err := tx.CreateBucket(bucket); err != nil {
-			return err
-		}
-		return write(tx, b)
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
+	defer func() { _, _ = f.Close(), os.Remove(tmp.path) }()
+	if err := tmp.commit(f, 0, b); err != nil {
 		return err
 	}
 	// link(2), unlike rename(2), does not replace what somebody else just made.
@@ -75,6 +71,19 @@ func (s *Store) Create(ctx context.Context, b store.Batch) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+const tmpInfix = ".new-"
+
+// sweep removes what a Create that was killed has left behind.
+func (s *Store) sweep() {
+	left, _ := filepath.Glob(filepath.Join(filepath.Dir(s.path), "*"+tmpInfix+"????????????????"))
+	for _, name := range left {
+		st, err := os.Lstat(name)
+		if err == nil && strings.HasPrefix(name, s.path+tmpInfix) && time.Since(st.ModTime()) > time.Hour {
+			_ = os.Remove(name)
+		}
+	}
 }
 
 func syncDir(dir string) error {
@@ -87,82 +96,76 @@ func syncDir(dir string) error {
 
 // View implements store.Store.
 func (s *Store) View(ctx context.Context, fn func(store.Reader) error) error {
-	db, err := s.open(ctx, os.O_RDONLY)
+	f, t, err := s.open(ctx, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	err = s.guard(func() error {
-		return db.View(func(tx *bbolt.Tx) error {
-			r, err := s.reader(tx)
-			if err != nil {
-				return err
-			}
-			return fn(r)
-		})
-	})
-	return errors.Join(err, db.Close())
+	defer func() { _ = f.Close() }()
+	return s.explain(fn(reader{t}))
 }
 
 // Update implements store.Store. It holds the file's exclusive lock throughout,
 // so fn is called once.
 func (s *Store) Update(ctx context.Context, fn func(store.Reader) (store.Batch, error)) error {
-	db, err := s.open(ctx, os.O_RDWR)
+	f, t, err := s.open(ctx, os.O_RDWR)
 	if err != nil {
 		return err
 	}
-	err = s.guard(func() error {
-		return db.Update(func(tx *bbolt.Tx) error {
-			r, err := s.reader(tx)
-			if err != nil {
-				return err
-			}
-			b, err := fn(r)
-			if err != nil {
-				return err
-			}
-			if len(b) == 0 {
-				return errNothing
-			}
-			return write(tx, b)
-		})
-	})
-	if errors.Is(err, errNothing) {
-		err = nil
+	defer func() { _ = f.Close() }() // bbolt closes it too
+	b, err := fn(reader{t})
+	if err != nil {
+		return s.explain(err)
 	}
-	return errors.Join(err, db.Close())
+	if len(b) == 0 {
+		return nil
+	}
+	if err := t.check(); err != nil {
+		return s.explain(err)
+	}
+	return s.commit(f, int(t.size), b)
 }
 
-// errNothing rolls an empty update back, which spares its fsync.
-var errNothing = errors.New("nothing to write")
-
-// damage is what guard turns a panic of bbolt into.
-func (s *Store) damage(what any) error {
-	return hint.Errorf("restore "+s.path+" from a backup",
-		"%w: %s: %v", store.ErrDamaged, s.path, what)
+// open opens and locks the file and reads what leads to its records.
+func (s *Store) open(ctx context.Context, flag int) (*os.File, *tree, error) {
+	f, err := openFile(ctx, s.path, flag)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := f.Stat()
+	var t *tree
+	if err == nil {
+		t, err = readTree(f, st.Size())
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, nil, s.explain(err)
+	}
+	return f, t, nil
 }
 
-// guard turns the panics and memory faults with which bbolt meets a file that
-// was damaged below its records into an error.
-func (s *Store) guard(fn func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			err = s.damage(r)
-		}
-	}()
-	return fn()
-}
-
-func (s *Store) reader(tx *bbolt.Tx) (reader, error) {
-	b := tx.Bucket(bucket)
-	if b == nil {
-		return reader{}, hint.Errorf("give the path of a vault with --vault, or make one with ov auth init",
+// explain says which file it is that is broken and what to do about it.
+func (s *Store) explain(err error) error {
+	switch {
+	case errors.Is(err, errBroken):
+		return hint.Errorf("restore "+s.path+" from a backup", "%w: %s: %w", store.ErrDamaged, s.path, err)
+	case errors.Is(err, errNotVault):
+		return hint.Errorf("give the path of a vault with --vault, or make one with ov auth init",
 			"%s is not an ov vault", s.path)
 	}
-	return reader{b}, nil
+	return err
 }
 
-func write(tx *bbolt.Tx, b store.Batch) error {
+// reader hides the rest of the tree.
+type reader struct{ store.Reader }
+
+// mapSlack is mapped beyond the end of the file. bbolt follows an offset at most
+// 2 GiB beyond a page: should somebody alter the file after check, in spite of
+// its lock, the offset leads to a memory fault, not to other memory of ours.
+const mapSlack = 4 << 30
+
+// commit writes the batch through bbolt into the locked file, which it closes.
+// A new file, of size 0, gets its bucket.
+func (s *Store) commit(f *os.File, size int, b store.Batch) (err error) {
 	if err := b.Check(); err != nil {
 		return err
 	}
@@ -171,7 +174,45 @@ func write(tx *bbolt.Tx, b store.Batch) error {
 	// order minutes.
 	b = slices.Clone(b)
 	slices.SortStableFunc(b, func(x, y store.Op) int { return bytes.Compare(x.Key, y.Key) })
-	bk := tx.Bucket(bucket)
+
+	// check has left bbolt little to panic about. If it does, its locks cannot be
+	// relied on: the file is closed, the mapping is left behind.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // the mapping would keep it
+			_ = f.Close()
+			err = s.explain(broken("%v", r))
+		}
+	}()
+	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{
+		FreelistType:    bbolt.FreelistMapType,
+		InitialMmapSize: size + mapSlack,
+		Timeout:         time.Second, // not waited for: f is locked already
+		OpenFile:        func(string, int, os.FileMode) (*os.File, error) { return f, nil },
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.path, err)
+	}
+	db.AllocSize = growBy
+	err = db.Update(func(tx *bbolt.Tx) error {
+		if size == 0 {
+			if _, err := tx.CreateBucket(bucket); err != nil {
+				return err
+			}
+		}
+		return write(tx.Bucket(bucket), b)
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		return fmt.Errorf("cannot write %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// growBy is what a file that is full grows by beyond what is needed, in bytes.
+const growBy = 64 << 10
+
+func write(bk *bbolt.Bucket, b store.Batch) error {
 	for _, op := range b {
 		var err error
 		if op.Value == nil {
@@ -186,95 +227,80 @@ func write(tx *bbolt.Tx, b store.Batch) error {
 	return nil
 }
 
-type reader struct{ b *bbolt.Bucket }
-
-func (r reader) Get(key []byte) ([]byte, error) { return r.b.Get(key), nil }
-
-func (r reader) Seek(key []byte) (k, v []byte, err error) {
-	k, v = r.b.Cursor().Seek(key)
-	return k, v, nil
-}
-
-func (r reader) Scan(prefix []byte, fn func(k, v []byte) error) error {
-	c := r.b.Cursor()
-	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		if err := fn(k, v); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// open opens the file and takes its lock, shared for reading.
-func (s *Store) open(ctx context.Context, flag int) (db *bbolt.DB, err error) {
+// openFile opens and locks a vault file, shared for reading.
+func openFile(ctx context.Context, path string, flag int) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, Wait)
 	defer cancel()
-	var file *os.File
-	var openErr error // bbolt's own error wraps none of ours
-	options := &bbolt.Options{
-		ReadOnly:     flag == os.O_RDONLY,
-		FreelistType: bbolt.FreelistMapType,
-		Timeout:      time.Second, // not waited for: openFile holds the lock already
-		OpenFile: func(path string, _ int, perm os.FileMode) (*os.File, error) {
-			file, openErr = openFile(ctx, path, flag, perm)
-			return file, openErr
-		},
-	}
-	gerr := s.guard(func() error {
-		db, err = bbolt.Open(s.path, 0o600, options)
-		return nil
-	})
+	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	switch {
-	case gerr != nil:
-		_ = file.Close() // bbolt gave it up in mid-air, still locked
-		return nil, gerr
-	case openErr != nil:
-		return nil, openErr
-	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
-		return nil, s.damage(err)
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", s.path, err)
-	}
-	return db, nil
-}
-
-// openFile opens and locks a vault file. bbolt would poll for the lock every 50
-// ms; this starts at a fraction of a millisecond. flock(2) locks belong to the
-// open file, so bbolt's own call on it succeeds at once.
-func openFile(ctx context.Context, path string, flag int, perm os.FileMode) (*os.File, error) {
-	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, perm)
-	if errors.Is(err, fs.ErrNotExist) {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, hint.Errorf("make one with: ov auth init", "%w at %s", store.ErrNoVault, path)
-	}
-	if err != nil {
+	case errors.Is(err, unix.ELOOP):
+		return nil, hint.Errorf("name the file itself: readlink -f "+path, "%s is a symbolic link", path)
+	case errors.Is(err, unix.EISDIR):
+		return nil, notRegular(path)
+	case err != nil:
 		return nil, err
 	}
-	if err := judge(f, path, flag&os.O_CREATE != 0); err != nil {
+	err = judge(f, path, flag&os.O_CREATE != 0)
+	if err == nil {
+		how := unix.LOCK_EX
+		if flag == os.O_RDONLY {
+			how = unix.LOCK_SH
+		}
+		err = lockInTurn(ctx, f, how)
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
-	how := unix.LOCK_EX
-	if flag == os.O_RDONLY {
-		how = unix.LOCK_SH
+	return f, nil
+}
+
+// lockInTurn locks a vault file. As long as readers are in, flock(2) lets more
+// readers in, and a writer would never have its turn. So everybody queues at the
+// directory first, readers shared, writers alone, until they have the file. That
+// is a courtesy: where the directory cannot be locked, it is left out.
+func lockInTurn(ctx context.Context, f *os.File, how int) error {
+	if dir, err := os.Open(filepath.Dir(f.Name())); err == nil {
+		defer func() { _ = dir.Close() }()
+		if err := lock(ctx, dir, how); err != nil && ctx.Err() != nil {
+			return busy(f, err)
+		}
 	}
+	return busy(f, lock(ctx, f, how))
+}
+
+// busy says what it means that the time to wait for a lock is over.
+func busy(f *os.File, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return hint.Errorf("see who holds it with: fuser -v "+f.Name(),
+		"%w: %s: another process has kept it locked", store.ErrBusy, f.Name())
+}
+
+// lock is flock(2) with an end. bbolt would poll every 50 ms; this starts at a
+// fraction of a millisecond. The lock belongs to the open file, so bbolt's own
+// call on it succeeds at once.
+func lock(ctx context.Context, f *os.File, how int) error {
 	for pause := 200 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
-			return f, nil
+			return nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
-			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
+			return &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
 		}
 		select {
 		case <-ctx.Done():
-			_ = f.Close()
-			return nil, hint.Errorf("see who holds it with: fuser -v "+path,
-				"%w: %s: another process has kept it locked", store.ErrBusy, path)
+			return ctx.Err()
 		case <-time.After(pause):
 		}
 	}
 }
+
+func notRegular(path string) error { return fmt.Errorf("%s is not a regular file", path) }
 
 // judge refuses a vault file that others could have replaced or written.
 func judge(f *os.File, path string, isNew bool) error {
@@ -283,7 +309,7 @@ func judge(f *os.File, path string, isNew bool) error {
 		return err
 	}
 	if !st.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", path)
+		return notRegular(path)
 	}
 	if st.Size() == 0 && !isNew {
 		return hint.Errorf("restore it from a backup, or remove it and run ov auth init",
