@@ -199,7 +199,7 @@ var layers = []struct {
 	{4, "proto"},
 	{5, "pkg/agent"},
 	{6, "pkg/mcp"},
-	{6, "pkg/systemd"},
+	{6, "pkg/doctor"},
 	{6, "deploy"},
 	{9, "cmd"},
 }
