@@ -52,6 +52,7 @@ var nouns = []struct {
 	{"auth", newAuthCmd},
 	{"agent", newAgentCmd},
 	{"status", newStatusCmd},
+	{"doctor", newDoctorCmd},
 }
 
 // onlyNoun returns the one noun that the command line is about, so that a start
