@@ -5,17 +5,15 @@ package launchd
 import (
 	"bytes"
 	_ "embed"
-	"encoding/xml"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"text/template"
 	"unicode"
 	"unicode/utf8"
 
@@ -30,12 +28,6 @@ const Label = "com.opaquevault.ov-agent"
 
 //go:embed ov-agent.plist.tmpl
 var plistText string
-
-// parsed on first use: every start of ov would pay for it.
-var plist = sync.OnceValue(func() *template.Template {
-	return template.Must(template.New(Label).Funcs(template.FuncMap{"text": text}).
-		Option("missingkey=error").Parse(plistText))
-})
 
 // Params says what the agent opens. Its socket is the user's own, where clients
 // look for it by themselves.
@@ -63,20 +55,17 @@ func Render(p Params) ([]byte, error) {
 			return nil, fmt.Errorf("%s %q is not a slug: a-z, 0-9 and inner hyphens, at most %d", what, slug, names.MaxSlug)
 		}
 	}
-	var out bytes.Buffer
-	err := plist().Execute(&out, map[string]any{
-		"Label": Label,
-		"Log":   filepath.Join(p.Home, "Library/Logs/ov-agent.log"),
-		"Args": []string{p.Agent, "--foreground", "--vault", p.Vault, "--machine-key", p.MachineKey,
-			"--app", p.App, "--env", p.Env},
-	})
-	return out.Bytes(), err
-}
-
-func text(s string) (string, error) {
-	var b strings.Builder
-	err := xml.EscapeText(&b, []byte(s))
-	return b.String(), err
+	var args strings.Builder
+	for _, arg := range []string{p.Agent, "--foreground", "--vault", p.Vault, "--machine-key", p.MachineKey,
+		"--app", p.App, "--env", p.Env} {
+		args.WriteString("\t\t<string>" + html.EscapeString(arg) + "</string>\n")
+	}
+	// Not text/template: it keeps the linker from dropping what ov does not use.
+	return []byte(strings.NewReplacer(
+		"@LABEL@", Label,
+		"@ARGS@", args.String(),
+		"@LOG@", html.EscapeString(filepath.Join(p.Home, "Library/Logs/ov-agent.log")),
+	).Replace(plistText)), nil
 }
 
 // Install writes the property list as the user who logs in, not as root. With

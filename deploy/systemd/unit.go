@@ -6,15 +6,11 @@
 package systemd
 
 import (
-	"bytes"
 	_ "embed"
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"sync"
-	"text/template"
 	"unicode"
 	"unicode/utf8"
 
@@ -35,12 +31,6 @@ const (
 //go:embed ov-agent.service.tmpl
 var unitText string
 
-// parsed on first use: every start of ov would pay for it.
-var unitTemplate = sync.OnceValue(func() *template.Template {
-	return template.Must(template.New(UnitName).
-		Funcs(template.FuncMap{"quote": quote}).Option("missingkey=error").Parse(unitText))
-})
-
 // Params says what the agent of one unit opens and for whom.
 type Params struct {
 	Agent      string // the ov-agent executable, absolute
@@ -50,8 +40,19 @@ type Params struct {
 	User       string // the service account, not root
 }
 
-// The names that useradd(8) makes, and the dots and @ of directory services.
-var userName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.@-]{0,63}$`)
+// validUser accepts the names that useradd(8) makes, and the dots and @ of
+// directory services.
+func validUser(name string) bool {
+	for i, c := range []byte(name) {
+		switch {
+		case c == '_' || 'a' <= c|0x20 && c|0x20 <= 'z':
+		case i > 0 && ('0' <= c && c <= '9' || strings.IndexByte(".@-", c) >= 0):
+		default:
+			return false
+		}
+	}
+	return name != "" && len(name) <= 64
+}
 
 // Check tells whether p can be rendered: absolute clean paths of printable
 // UTF-8, slugs, a user name that systemd takes and that is not root.
@@ -70,7 +71,7 @@ func (p Params) Check() error {
 		return fmt.Errorf("env %q is not a slug: a-z, 0-9 and inner hyphens, at most 63", p.Env)
 	case p.User == "root":
 		return errors.New("the agent must not run as root")
-	case !userName.MatchString(p.User):
+	case !validUser(p.User):
 		return fmt.Errorf("user name %q cannot be written in a unit", p.User)
 	}
 	return nil
@@ -99,13 +100,23 @@ func Render(p Params) ([]byte, error) {
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	err := unitTemplate().Execute(&out, struct {
-		Params
-		VaultDir, Socket, RuntimeDirectory string
-		KeyHidden                          bool
-	}{p, filepath.Dir(p.Vault), Socket, runtimeDirectory, hidden(p.MachineKey)})
-	return out.Bytes(), err
+	bindKey := "" // a line of its own
+	if hidden(p.MachineKey) {
+		bindKey = "BindReadOnlyPaths=-" + quote(p.MachineKey) + "\n"
+	}
+	// Not text/template: it keeps the linker from dropping what ov does not use.
+	return []byte(strings.NewReplacer(
+		"@AGENT@", quote(p.Agent),
+		"@SOCKET@", quote(Socket),
+		"@VAULT@", quote(p.Vault),
+		"@VAULT_DIR@", quote(filepath.Dir(p.Vault)),
+		"@MACHINE_KEY@", quote(p.MachineKey),
+		"@BIND_KEY@", bindKey,
+		"@APP@", p.App,
+		"@ENV@", p.Env,
+		"@USER@", p.User,
+		"@RUNTIME_DIRECTORY@", runtimeDirectory,
+	).Replace(unitText)), nil
 }
 
 // quote writes s as one word of a unit's setting: in double quotes, with the
