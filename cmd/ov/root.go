@@ -3,11 +3,16 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/launch"
+	"github.com/opaquevault/ov/pkg/near"
 	"github.com/opaquevault/ov/pkg/version"
 )
 
@@ -40,6 +45,37 @@ func usage(err error) error {
 	return &exitError{err, exitUsage}
 }
 
+// misuse is a command line that is wrong whatever it was meant to do.
+func misuse(cmd *cobra.Command, err error) error {
+	if hint.Of(err) == "" {
+		err = hint.Wrap(err, "see: "+cmd.CommandPath()+" --help")
+	}
+	if cmd.Name() == "run" { // whose other exit codes are its program's
+		return &exitError{err, launch.ExitOwn}
+	}
+	return usage(err)
+}
+
+// flagError says what is wrong with a flag without repeating its value, which
+// may be a secret in the wrong place.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	var invalid *pflag.InvalidValueError
+	var syntax *pflag.InvalidSyntaxError
+	switch {
+	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
+		err = fmt.Errorf("unknown flag -%s", unknown.GetSpecifiedName())
+	case errors.As(err, &unknown):
+		err = fmt.Errorf("unknown flag --%s", unknown.GetSpecifiedName())
+	case errors.As(err, &invalid):
+		flag := invalid.GetFlag()
+		err = fmt.Errorf("the value of --%s is not a %s", flag.Name, flag.Value.Type())
+	case errors.As(err, &syntax):
+		err = errors.New("a flag that is not of the form --name=value")
+	}
+	return misuse(cmd, err)
+}
+
 // nouns are the commands below ov, each in a file of its name.
 var nouns = []struct {
 	name    string
@@ -52,6 +88,7 @@ var nouns = []struct {
 	{"auth", newAuthCmd},
 	{"agent", newAgentCmd},
 	{"status", newStatusCmd},
+	{"completion", newCompletionCmd},
 	{"doctor", newDoctorCmd},
 }
 
@@ -88,16 +125,13 @@ code, or 125 when ov itself failed, 126 when the program cannot be executed,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		if cmd.Name() == "run" {
-			return &exitError{err, launch.ExitOwn}
-		}
-		return usage(err)
-	})
+	root.Args, root.RunE = subcommand, help
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(newHelpCmd())
+	root.CompletionOptions.DisableDefaultCmd = true
 	f := root.PersistentFlags()
 	f.StringVar(&g.vault, "vault", "", "vault file (default: what config.toml says, or $XDG_DATA_HOME/ov/vault.db)")
 	f.StringVar(&g.socket, "socket", "", "socket of the agent (default: found through /etc/ov/agent.socket, or your own)")
-	root.CompletionOptions.DisableDefaultCmd = only != ""
 	for _, noun := range nouns {
 		if only == "" || noun.name == only {
 			root.AddCommand(noun.command(g))
@@ -106,18 +140,68 @@ code, or 125 when ov itself failed, 126 when the program cannot be executed,
 	return root
 }
 
-// args checks the number of arguments, as a matter of usage.
+// args judges a command line as a whole: the number of arguments, and the flags
+// that belong together or must not. Arguments are not repeated in the error.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, list []string) error { return usage(check(cmd, list)) }
+	return func(cmd *cobra.Command, list []string) error {
+		if check(cmd, list) != nil {
+			return misuse(cmd, hint.Errorf("usage: "+strings.TrimSuffix(cmd.CommandPath(), cmd.Name())+cmd.Use,
+				"wrong arguments for %s: %d given", cmd.CommandPath(), len(list)))
+		}
+		err := cmd.ValidateRequiredFlags()
+		if err == nil {
+			err = cmd.ValidateFlagGroups()
+		}
+		if err != nil {
+			return misuse(cmd, err)
+		}
+		return nil
+	}
 }
 
 // group is a command that only holds others.
 func group(use, short string, children ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: args(cobra.NoArgs), RunE: func(cmd *cobra.Command, _ []string) error {
-		return cmd.Help()
-	}}
+	cmd := &cobra.Command{Use: use, Short: short, Args: subcommand, RunE: help}
 	cmd.AddCommand(children...)
 	return cmd
+}
+
+func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
+// subcommand takes no arguments: the first one is a command that is not there.
+func subcommand(cmd *cobra.Command, list []string) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var known []string
+	for _, c := range cmd.Commands() {
+		known = append(known, c.Name())
+	}
+	advice := ""
+	if alike := near.Find(list[0], known, 1); len(alike) == 1 {
+		advice = "did you mean: " + cmd.CommandPath() + " " + alike[0]
+	}
+	return misuse(cmd, hint.Wrap(fmt.Errorf("unknown command %.40q of %s", list[0], cmd.CommandPath()), advice))
+}
+
+// newHelpCmd is cobra's own but for its exit code when there is no such command.
+func newHelpCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about any command",
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			about, rest, err := cmd.Root().Find(argv)
+			if err == nil {
+				err = subcommand(about, rest)
+			}
+			if err != nil {
+				return err
+			}
+			about.InitDefaultHelpFlag()
+			about.InitDefaultVersionFlag()
+			return about.Help()
+		},
+	}
 }
 
 // jsonFlag adds --json.

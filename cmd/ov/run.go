@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/launch"
 	"github.com/opaquevault/ov/pkg/vault"
 )
@@ -38,12 +39,7 @@ executed, 127 if it was not found.`,
 		Example: `  ov run -- ./server
   ov run --app myapp --env production --secrets DATABASE_URL,STRIPE_SECRET_KEY -- ./server
   ov run --app myapp --env production --machine-key /etc/ov/myapp.key -- ./server`,
-		Args: func(cmd *cobra.Command, argv []string) error {
-			if err := cobra.MinimumNArgs(1)(cmd, argv); err != nil {
-				return &exitError{err, launch.ExitOwn}
-			}
-			return nil
-		},
+		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			err := run(cmd, u, t, only, cmd.Flags().Changed("secrets"), opts, argv)
 			return &exitError{err, launch.ExitCode(err)}
@@ -68,6 +64,9 @@ func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool
 	}
 	wanted := where.Secrets // variables and the secrets that go into them; nil: all
 	if named {
+		if len(only) == 0 { // from a shell variable that is not set, most likely
+			return hint.Errorf("leave it out to get every secret of the env", "--secrets names no secret")
+		}
 		wanted = make([]config.Secret, 0, len(only))
 		for _, name := range only {
 			name = strings.TrimSpace(name)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -62,7 +62,13 @@ value again makes no new version.`,
 		Example: `  ov secret set DATABASE_URL --app myapp --env production
   pwgen -s 32 1 | ov secret set SESSION_KEY
   ov secret set TLS_KEY --from-file key.pem`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: func(cmd *cobra.Command, list []string) error {
+			if len(list) == 2 {
+				return misuse(cmd, hint.Errorf("leave it out: ov asks for it, or reads standard input or --from-file",
+					"a secret's value is never taken from the command line"))
+			}
+			return args(cobra.ExactArgs(1))(cmd, list)
+		},
 	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
 		value, err := readValue(cmd.InOrStdin(), argv[0], file)
 		if err != nil {
@@ -162,7 +168,8 @@ func newSecretGetCmd(g *globals) *cobra.Command {
 		Use:   "get NAME [--version N] [--reveal]",
 		Short: "Print a secret's value",
 		Long: `Print a secret's value, to a terminal; with --reveal also to a pipe or file,
-where exactly the value's bytes are written, without a newline.`,
+where exactly the value's bytes are written, without a newline. With --json the
+value is in "value", or in "value_base64" if it is not UTF-8 text.`,
 		Args: args(cobra.ExactArgs(1)),
 	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
 		out := cmd.OutOrStdout()
@@ -172,9 +179,7 @@ where exactly the value's bytes are written, without a newline.`,
 		}
 		return s.Reveal(cmd.Context(), ref, vault.Select{Names: argv, Version: version}, func(found []vault.Secret) error {
 			if asJSON {
-				return printJSON(out, map[string]any{
-					"app": ref.App, "env": ref.Env, "name": found[0].Name, "version": found[0].Version, "value": string(found[0].Value),
-				})
+				return printJSON(out, revealedJSON(ref, found[0]))
 			}
 			if _, err := out.Write(found[0].Value); err != nil || !terminal {
 				return err
@@ -187,6 +192,28 @@ where exactly the value's bytes are written, without a newline.`,
 	cmd.Flags().Uint32Var(&version, "version", 0, "an older version (default: the newest)")
 	jsonFlag(cmd, &asJSON)
 	return cmd
+}
+
+// revealed is a secret for --json. JSON holds text only, so a value that is not
+// UTF-8 is in base64.
+type revealed struct {
+	App     string  `json:"app"`
+	Env     string  `json:"env"`
+	Name    string  `json:"name"`
+	Version uint32  `json:"version"`
+	Value   *string `json:"value,omitempty"`
+	Base64  []byte  `json:"value_base64,omitempty"`
+}
+
+func revealedJSON(ref vault.Ref, s vault.Secret) revealed {
+	r := revealed{App: ref.App, Env: ref.Env, Name: s.Name, Version: s.Version}
+	if utf8.Valid(s.Value) {
+		text := string(s.Value)
+		r.Value = &text
+	} else {
+		r.Base64 = s.Value
+	}
+	return r
 }
 
 func newSecretListCmd(g *globals) *cobra.Command {
@@ -275,7 +302,7 @@ func newSecretRollbackCmd(g *globals) *cobra.Command {
 	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
 		n, err := strconv.ParseUint(argv[1], 10, 32)
 		if err != nil || n == 0 {
-			return usage(errors.New("VERSION is a number from 1: see ov secret history " + argv[0]))
+			return usage(hint.Errorf("see what is kept: ov secret history "+argv[0], "VERSION is not a number from 1"))
 		}
 		res, err := s.Rollback(cmd.Context(), ref, argv[0], uint32(n))
 		if err != nil {
