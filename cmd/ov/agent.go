@@ -15,6 +15,7 @@ import (
 	"github.com/opaquevault/ov/pkg/agent/peer"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/machinekey"
+	"github.com/opaquevault/ov/pkg/vault"
 )
 
 // exitNotRunning is the exit code of `ov agent status` without an agent, as
@@ -172,6 +173,21 @@ type agentReport struct {
 	Socket  string `json:"socket,omitempty"`
 	Why     string `json:"why,omitempty"` // it is not running
 	*agent.Status
+	// In place of those of Status, whose keys would be those of a Go type.
+	Scope   *refJSON `json:"scope,omitempty"`   // what the key opens, if less than all
+	Context *refJSON `json:"context,omitempty"` // of requests that name none
+}
+
+type refJSON struct {
+	App string `json:"app,omitempty"`
+	Env string `json:"env,omitempty"`
+}
+
+func jsonRef(ref vault.Ref) *refJSON {
+	if ref == (vault.Ref{}) {
+		return nil
+	}
+	return &refJSON{ref.App, ref.Env}
 }
 
 func (g *globals) agentReport(ctx context.Context) (agentReport, error) {
@@ -189,7 +205,8 @@ func (g *globals) agentReport(ctx context.Context) (agentReport, error) {
 	}
 	defer func() { _ = c.Close() }()
 	status, err := c.Status(ctx)
-	return agentReport{Running: true, Socket: target.Socket, Status: &status}, err
+	return agentReport{Running: true, Socket: target.Socket, Status: &status,
+		Scope: jsonRef(status.Scope), Context: jsonRef(status.Context)}, err
 }
 
 func (r agentReport) print(w io.Writer) {
@@ -200,11 +217,11 @@ func (r agentReport) print(w io.Writer) {
 	state := "locked: " + r.LockedBecause
 	if r.Unlocked {
 		state = "unlocked since " + r.UnlockedAt.Local().Format(time.DateTime) + ", opens " + r.Level
-		if r.Scope.App != "" {
+		if r.Scope != nil {
 			state += " " + r.Scope.App
-		}
-		if r.Scope.Env != "" {
-			state += "/" + r.Scope.Env
+			if r.Scope.Env != "" {
+				state += "/" + r.Scope.Env
+			}
 		}
 	}
 	fmt.Fprintf(w, "agent:    %s\n  pid:    %d, version %s, since %s\n  socket: %s\n  vault:  %s\n",

@@ -21,9 +21,13 @@ func newAppCmd(g *globals) *cobra.Command {
 // apps lists the apps of the agent's vault if there is an agent, else those of
 // the vault file. Neither needs to be unlocked.
 func (g *globals) apps(ctx context.Context) ([]vault.App, error) {
-	if c, err := g.connect(ctx); err == nil {
+	c, err := g.connect(ctx)
+	if err == nil {
 		defer func() { _ = c.Close() }()
 		return c.Apps(ctx)
+	}
+	if !noAgent(err) {
+		return nil, err
 	}
 	v, _, err := g.file()
 	if err != nil {
@@ -114,13 +118,13 @@ func newAppUseCmd(g *globals) *cobra.Command {
 
 func newAppDeleteCmd(g *globals) *cobra.Command {
 	u := &unlockFlags{globals: g}
-	var confirm string
+	var confirm bool
 	cmd := &cobra.Command{
-		Use:   "delete APP --confirm APP",
+		Use:   "delete APP --confirm",
 		Short: "Delete an app with all its envs, secrets and versions",
 		Args:  args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
-			if err := confirmed(confirm, argv[0], "app "+argv[0]+" with all its envs and secrets"); err != nil {
+			if err := confirmed(confirm, "app "+argv[0]+" with all its envs and secrets"); err != nil {
 				return err
 			}
 			s, done, err := u.open(cmd.Context(), cmd.InOrStdin())
@@ -140,19 +144,15 @@ func newAppDeleteCmd(g *globals) *cobra.Command {
 	return cmd
 }
 
-// confirmFlag adds --confirm, whose value repeats what is to be deleted; alone
-// it stands for that.
-func confirmFlag(cmd *cobra.Command, to *string) {
-	cmd.Flags().StringVar(to, "confirm", "", "confirm the deletion, by the name of what goes or by itself")
-	cmd.Flags().Lookup("confirm").NoOptDefVal = "yes"
+// confirmFlag adds --confirm, without which nothing is deleted that holds more
+// than its name says.
+func confirmFlag(cmd *cobra.Command, to *bool) {
+	cmd.Flags().BoolVar(to, "confirm", false, "do delete it, with all that is in it")
 }
 
-func confirmed(confirm, name, what string) error {
-	switch confirm {
-	case "yes", name:
+func confirmed(confirm bool, what string) error {
+	if confirm {
 		return nil
-	case "":
-		return usage(hint.Errorf("add --confirm", "this would delete %s", what))
 	}
-	return usage(hint.Errorf("add --confirm="+name, "--confirm names %s, not %s", confirm, name))
+	return usage(hint.Errorf("add --confirm", "this would delete %s", what))
 }

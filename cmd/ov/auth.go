@@ -205,7 +205,7 @@ func describeKey(k vault.MachineKey) string {
 	if k.Label != "" {
 		s += fmt.Sprintf(" %q", k.Label)
 	}
-	return s + " of " + k.Created.Local().Format(time.DateTime)
+	return s + ", made " + k.Created.Local().Format(time.DateTime)
 }
 
 func newAuthRotateKeyCmd(g *globals) *cobra.Command {

@@ -117,9 +117,9 @@ func newEnvUseCmd(g *globals) *cobra.Command {
 func newEnvDeleteCmd(g *globals) *cobra.Command {
 	u := &unlockFlags{globals: g}
 	var t target
-	var confirm string
+	var confirm bool
 	cmd := &cobra.Command{
-		Use:   "delete ENV --confirm ENV",
+		Use:   "delete ENV --confirm",
 		Short: "Delete an env with all its secrets and versions",
 		Args:  args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
@@ -127,7 +127,7 @@ func newEnvDeleteCmd(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := confirmed(confirm, argv[0], "env "+ref.String()+" with all its secrets"); err != nil {
+			if err := confirmed(confirm, "env "+ref.String()+" with all its secrets"); err != nil {
 				return err
 			}
 			s, done, err := u.open(cmd.Context(), cmd.InOrStdin())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -75,8 +76,7 @@ func (u *unlockFlags) open(ctx context.Context, stdin io.Reader) (secrets, func(
 	if err == nil {
 		return c, func() { _ = c.Close() }, nil
 	}
-	var none *peer.NotRunning
-	if u.agentOnly || !errors.As(err, &none) {
+	if u.agentOnly || !noAgent(err) {
 		return nil, nil, err
 	}
 	s, perr := u.unlock(ctx, stdin)
@@ -104,9 +104,8 @@ func (g *globals) connect(ctx context.Context) (*agent.Client, error) {
 	status, err := c.Status(ctx)
 	if err == nil {
 		var want string
-		if want, err = filepath.Abs(g.vault); err == nil && status.Vault != want {
-			err = hint.Wrap(&peer.NotRunning{Socket: target.Socket, Source: target.Source},
-				fmt.Sprintf("the agent at %s serves %s; leave --vault out to use that", target.Socket, status.Vault))
+		if want, err = filepath.Abs(g.vault); err == nil && !sameFile(status.Vault, want) {
+			err = hint.Wrap(&otherVault{target.Socket, status.Vault, want}, "leave --vault out to use the agent's")
 		}
 	}
 	if err != nil {
@@ -114,6 +113,30 @@ func (g *globals) connect(ctx context.Context) (*agent.Client, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// otherVault says that the agent has another vault than the one that was named.
+type otherVault struct{ socket, has, want string }
+
+func (e *otherVault) Error() string {
+	return fmt.Sprintf("the agent at %s has the vault %s, not %s", e.socket, e.has, e.want)
+}
+
+// noAgent reports whether connect found no agent for the vault: then, and only
+// then, a command may do without one.
+func noAgent(err error) bool {
+	var none *peer.NotRunning
+	var other *otherVault
+	return errors.As(err, &none) || errors.As(err, &other)
+}
+
+func sameFile(a, b string) bool {
+	if a == b {
+		return true
+	}
+	sa, erra := os.Stat(a)
+	sb, errb := os.Stat(b)
+	return erra == nil && errb == nil && os.SameFile(sa, sb)
 }
 
 // file returns the vault, locked.

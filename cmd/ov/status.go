@@ -22,7 +22,7 @@ type status struct {
 type vaultReport struct {
 	config.Choice
 	Exists bool `json:"exists"`
-	vault.Info
+	*vault.Info
 }
 
 func newStatusCmd(g *globals) *cobra.Command {
@@ -45,9 +45,10 @@ func newStatusCmd(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s.Vault.Info, err = v.Info(cmd.Context())
-			s.Vault.Exists = err == nil
-			if err != nil && !errors.Is(err, store.ErrNoVault) {
+			info, err := v.Info(cmd.Context())
+			if err == nil {
+				s.Vault.Exists, s.Vault.Info = true, &info
+			} else if !errors.Is(err, store.ErrNoVault) {
 				return err
 			}
 			if s.Agent, err = g.agentReport(cmd.Context()); err != nil {
