@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opaquevault/ov/pkg/dotenv"
+	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
@@ -116,7 +117,7 @@ func printImport(cmd *cobra.Command, ref vault.Ref, file string, sum imported) e
 	if _, err := fmt.Fprintf(out, "%s %d/%d secret(s) into %s\n", verb, sum.Imported, sum.Total, ref); err != nil {
 		return err
 	}
-	if !sum.DryRun {
+	if !sum.DryRun && sum.Total > 0 {
 		fmt.Fprint(cmd.ErrOrStderr(), nextSteps(runtime.GOOS, ref, file))
 	}
 	return nil
@@ -172,6 +173,11 @@ func sayWhatIsMade(cmd *cobra.Command, s secrets, ref vault.Ref) error {
 
 // nextSteps is what the migration guide has next, for the platform.
 func nextSteps(goos string, ref vault.Ref, file string) string {
+	retire := "retire the file that it came from"
+	if file != "-" {
+		file = safefile.Shell(file)
+		retire = fmt.Sprintf("retire the file:\n       mv %s %s.bak", file, file)
+	}
 	at := fmt.Sprintf("--app %s --env %s", ref.App, ref.Env)
 	verify := fmt.Sprintf("\nNext steps:\n  1. Verify that nothing is missing:\n       ov secret list %s\n", at)
 	if goos == "linux" {
@@ -183,15 +189,13 @@ func nextSteps(goos string, ref vault.Ref, file string) string {
      On a laptop: ov agent start
   3. Start the service through ov:
        ov run %s --machine-key %s -- COMMAND
-  4. Reboot and see that it comes back. Only then retire the file:
-       mv %s %s.bak
-`, key, key, at, at, key, file, file)
+  4. Reboot and see that it comes back. Only then %s
+`, key, key, at, at, key, retire)
 	}
 	return verify + fmt.Sprintf(`  2. Unlock for this session:
        ov agent start
   3. Start the program through ov:
        ov run %s -- COMMAND
-  4. When it works, retire the file:
-       mv %s %s.bak
-`, at, file, file)
+  4. When it works, %s
+`, at, retire)
 }
