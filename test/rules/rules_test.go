@@ -379,12 +379,9 @@ func TestSuitesExist(t *testing.T) {
 		return
 	}
 	for _, dir := range []string{"test/systemd", "test/memory", "test/faults"} {
-		tests := 0
-		for _, p := range list(t, nil, "./"+dir+"/...") {
-			files, _ := filepath.Glob(filepath.Join(p.Dir, "*_test.go"))
-			tests += len(files)
-		}
-		if tests == 0 {
+		if !slices.ContainsFunc(tracked(t), func(f string) bool {
+			return strings.HasPrefix(f, dir+"/") && strings.HasSuffix(f, "_test.go")
+		}) {
 			t.Errorf("%s has no tests", dir)
 		}
 	}
