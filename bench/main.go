@@ -14,9 +14,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opaquevault/ov/pkg/agent"
@@ -39,7 +43,15 @@ func run(runs int, sizes string, bulk int) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	defer cleanup()
+	go func() {
+		interrupted := make(chan os.Signal, 1)
+		signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+		<-interrupted
+		cleanup()
+		os.Exit(1)
+	}()
+	atEnd(func() { _ = os.RemoveAll(dir) })
 	bin, err := filepath.Abs("bin")
 	if err != nil {
 		return err
@@ -63,17 +75,12 @@ func run(runs int, sizes string, bulk int) error {
 	if err := server.Start(); err != nil {
 		return err
 	}
-	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+	atEnd(func() { _ = server.Process.Kill(); _ = server.Wait() })
 	if err := waitFor(socket); err != nil {
 		return err
 	}
 
 	var homes []*home
-	defer func() {
-		for _, h := range homes {
-			h.stop()
-		}
-	}()
 	for _, size := range strings.Split(sizes, ",") {
 		n, err := strconv.Atoi(size)
 		if err != nil || n < handed {
@@ -120,6 +127,28 @@ func run(runs int, sizes string, bulk int) error {
 		return err
 	}
 	return printBulk(filepath.Join(dir, "bulk"), bin, bulk)
+}
+
+var ends struct {
+	sync.Mutex
+	list []func()
+}
+
+// atEnd has f called by cleanup, last in first out: agents go on by themselves,
+// so an interrupted run must stop them too.
+func atEnd(f func()) {
+	ends.Lock()
+	defer ends.Unlock()
+	ends.list = append(ends.list, f)
+}
+
+func cleanup() {
+	ends.Lock()
+	defer ends.Unlock()
+	for _, f := range slices.Backward(ends.list) {
+		f()
+	}
+	ends.list = nil
 }
 
 // printStart prints the results beside the second and the third of them: the

@@ -47,6 +47,7 @@ func newHome(dir, bin string, n int) (*home, error) {
 	if err := h.fill(n); err != nil {
 		return nil, err
 	}
+	atEnd(h.stop)
 	for _, args := range [][]string{
 		{"auth", "derive-machine-key", "--out", h.key, "--password-stdin"},
 		{"agent", "start", "--password-stdin"},
