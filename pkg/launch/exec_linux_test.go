@@ -89,21 +89,25 @@ func TestSameProcess(t *testing.T) {
 	}
 	// That the setup took effect is what makes the comparison worth something.
 	for _, want := range []string{
-		"SigIgn:\t0000000000095007", "SigBlk:\t0000001004412200", "Umask:\t0027",
+		"SigIgn:\t" + ignored("95007"), "SigBlk:\t0000001004412200", "Umask:\t0027",
 		"Max open files            77 ", "Max core file size        4096 ", "Parent death signal: USR2", "\n5\n7\n",
 	} {
-		if !strings.Contains(all, want) {
+		if found, err := regexp.MatchString(want, all); err != nil || !found {
 			t.Errorf("the setup failed: no %q in\n%s", want, all)
 		}
 	}
 }
+
+// ignored is a pattern for SigIgn with the given low bits. Some parents, GNU
+// make among them, also leave signals 32 and 33 ignored, which are glibc's own.
+func ignored(low string) string { return "0000000[01][08]00" + low }
 
 // Without -E ov_entry Go's runtime still keeps what nohup(1) relies on.
 func TestNohup(t *testing.T) {
 	inner := launch(t, self(t), order{Argv: []string{"grep", "SigIgn", "/proc/self/status"}})
 	cmd := exec.Command("env", append([]string{"--ignore-signal=HUP,INT"}, inner.Args...)...)
 	out, stderr, code := run(t, cmd)
-	if out != "SigIgn:\t0000000000000003\n" || code != 0 {
+	if want := regexp.MustCompile("^SigIgn:\t" + ignored("00003") + "\n$"); !want.MatchString(out) || code != 0 {
 		t.Errorf("exit %d, %q, %s", code, out, stderr)
 	}
 }
