@@ -2,6 +2,7 @@ package launchd
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ func texts(t *testing.T, data []byte, element string) []string {
 	var found []string
 	for d := xml.NewDecoder(strings.NewReader(string(data))); ; {
 		tok, err := d.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return found
 		}
 		if err != nil {

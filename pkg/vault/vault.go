@@ -32,8 +32,9 @@ const (
 	// MaxLabel bounds a machine key's label, in bytes.
 	MaxLabel = 256
 
-	// DefaultApp and DefaultEnv are made with the vault.
+	// DefaultApp is made with the vault.
 	DefaultApp = "default"
+	// DefaultEnv is made with every app.
 	DefaultEnv = "production"
 )
 
