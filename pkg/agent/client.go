@@ -11,6 +11,7 @@ import (
 	"github.com/opaquevault/ov/pkg/agent/peer"
 	"github.com/opaquevault/ov/pkg/envelope"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/vault"
 	agentv1 "github.com/opaquevault/ov/proto/ov/agent/v1"
 )
@@ -242,7 +243,7 @@ func versions(method string, ask func([]byte) (*agentv1.SealedResponse, error)) 
 }
 
 func results(method string, ask func([]byte) (*agentv1.SealedResponse, error)) ([]vault.PutResult, error) {
-	var list []vault.PutResult
+	list := []vault.PutResult{}
 	err := answer(method, 3, ask, func(fields [][]byte) error {
 		for f := range slices.Chunk(fields, 3) {
 			n, err := envelope.ParseUint32(f[2])
@@ -266,8 +267,9 @@ const putChunk = 128 << 10
 // Put is vault.Session.Put, bounded to maxPut bytes.
 func (c *Client) Put(ctx context.Context, ref vault.Ref, list []vault.Put, opt vault.PutOptions) ([]vault.PutResult, error) {
 	for _, put := range list {
-		if n := len(put.Value); n > vault.MaxValue { // it might not fit into a message
-			return nil, fmt.Errorf("secret %.80q has %d bytes, the bound is %d: %w", put.Name, n, vault.MaxValue, vault.ErrInvalid)
+		// It might not fit into a message; a bad name is for the agent to refuse.
+		if n := len(put.Value); n > vault.MaxValue && names.ValidName(put.Name) {
+			return nil, fmt.Errorf("secret %s has %d bytes, the bound is %d: %w", put.Name, n, vault.MaxValue, vault.ErrInvalid)
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
