@@ -81,6 +81,7 @@ func importFile(cmd *cobra.Command, s secrets, ref vault.Ref, file string, opt v
 	if len(puts) >= manySecrets && isTerminal(cmd.ErrOrStderr()) {
 		bar := progressbar.NewOptions(len(puts), progressbar.OptionSetWriter(cmd.ErrOrStderr()),
 			progressbar.OptionSetDescription("encrypting"), progressbar.OptionShowCount(), progressbar.OptionClearOnFinish())
+		_ = bar.RenderBlank()
 		opt.Progress = func(n int) { _ = bar.Set(n) }
 		defer func() { _ = bar.Finish() }()
 	}

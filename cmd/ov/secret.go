@@ -48,7 +48,7 @@ func secretCmd(g *globals, cmd *cobra.Command, do func(cmd *cobra.Command, argv 
 
 func newSecretSetCmd(g *globals) *cobra.Command {
 	var file string
-	var replaces int64
+	var replaces uint32
 	cmd := secretCmd(g, &cobra.Command{
 		Use:   "set NAME [--from-file FILE]",
 		Short: "Store a secret's value as a new version",
@@ -77,8 +77,7 @@ value again makes no new version.`,
 		defer value.Destroy()
 		put := vault.Put{Name: argv[0], Value: value.Bytes()}
 		if cmd.Flags().Changed("replaces") {
-			n := uint32(replaces)
-			put.Replaces = &n
+			put.Replaces = &replaces
 		}
 		res, err := s.Put(cmd.Context(), ref, []vault.Put{put}, vault.PutOptions{Note: "set"})
 		if err != nil {
@@ -87,7 +86,7 @@ value again makes no new version.`,
 		return reportPut(cmd, ref, res[0])
 	})
 	cmd.Flags().StringVar(&file, "from-file", "", "read the value from this file")
-	cmd.Flags().Int64Var(&replaces, "replaces", 0, "fail unless this is the newest version now, 0 for none")
+	cmd.Flags().Uint32Var(&replaces, "replaces", 0, "fail unless this is the newest version now, 0 for none")
 	jsonFlag(cmd, new(bool))
 	return cmd
 }
