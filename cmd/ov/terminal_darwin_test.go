@@ -1,0 +1,13 @@
+package main
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// echoes reports whether a terminal shows what is typed (termios(4)).
+func echoes(tty *os.File) (bool, error) {
+	t, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TIOCGETA)
+	return err == nil && t.Lflag&unix.ECHO != 0, err
+}
