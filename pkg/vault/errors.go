@@ -26,6 +26,8 @@ var (
 	ErrScope = errors.New("key does not open this")
 	// ErrDamaged is wrapped when a record is not what was written.
 	ErrDamaged = errors.New("record is damaged")
+	// ErrClosed says that a session was used after Destroy.
+	ErrClosed = errors.New("session is closed")
 	// ErrInvalid is wrapped when a name, slug or value is out of bounds.
 	ErrInvalid = errors.New("not valid")
 )
@@ -72,10 +74,16 @@ func missing(ref Ref, names []string, near map[string][]string) error {
 		fmt.Sprintf("see what is there: ov secret list --app %s --env %s", ref.App, ref.Env))
 }
 
+const newKey = "make a new one: ov auth derive-machine-key --force --out FILE; for an agent: ov agent unlock"
+
 // deadKey says why a key that was once right no longer is.
 func deadKey(what string, why change) error {
-	return hint.Wrap(fmt.Errorf("%w: %s was made before the %s of %s", ErrDeadKey, what, why.reason, day(why.at)),
-		"make a new one: ov auth derive-machine-key --force --out FILE; for an agent: ov agent unlock")
+	return hint.Errorf(newKey, "%w: %s was made before the %s of %s", ErrDeadKey, what, why.reason, day(why.at))
+}
+
+// deadKeyOf says that what a key opened is gone.
+func deadKeyOf(what string, level Level, scope string) error {
+	return hint.Errorf(newKey, "%w: %s opened %s %s, which was deleted", ErrDeadKey, what, level, scope)
 }
 
 func day(t time.Time) string { return t.Format(time.DateOnly) }

@@ -7,10 +7,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/opaquevault/ov/pkg/envelope"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/store"
 )
 
@@ -64,6 +69,10 @@ const (
 	ReasonRotation       Reason = 'r'
 )
 
+func (r Reason) known() bool {
+	return r == ReasonCreated || r == ReasonPasswordChange || r == ReasonRotation
+}
+
 func (r Reason) String() string {
 	switch r {
 	case ReasonCreated:
@@ -91,7 +100,7 @@ func decodeChanges(b []byte) ([]change, error) {
 		return nil, err
 	}
 	var cs []change
-	for _, item := range list {
+	for i, item := range list {
 		f, err := envelope.Split(item, 3)
 		if err != nil {
 			return nil, err
@@ -101,8 +110,11 @@ func decodeChanges(b []byte) ([]change, error) {
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
-		if len(f[2]) != 1 {
-			return nil, fmt.Errorf("%w: a reason of %d bytes", envelope.ErrMalformed, len(f[2]))
+		if n != uint32(i+1) {
+			return nil, fmt.Errorf("%w: number %d at place %d", envelope.ErrMalformed, n, i+1)
+		}
+		if len(f[2]) != 1 || !Reason(f[2][0]).known() {
+			return nil, fmt.Errorf("%w: reason %q", envelope.ErrMalformed, f[2])
 		}
 		cs = append(cs, change{n, at, Reason(f[2][0])})
 	}
@@ -116,8 +128,14 @@ func last(cs []change) change { return cs[len(cs)-1] }
 
 func encodeTime(t time.Time) []byte { return envelope.Uint64(uint64(t.Unix())) }
 
+// maxTime is the end of the year 9999, beyond which RFC 3339 has no times.
+const maxTime = 253402300799
+
 func decodeTime(b []byte) (time.Time, error) {
 	n, err := envelope.ParseUint64(b)
+	if err == nil && n > maxTime {
+		err = fmt.Errorf("%w: time %d", envelope.ErrMalformed, n)
+	}
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -138,6 +156,9 @@ func (a *account) epoch() uint32 { return last(a.epochs).number }
 type protector byte
 
 const protectorPassword protector = 'p'
+
+// maxSlots bounds an account's slots: each that is tried costs an Argon2id.
+const maxSlots = 16
 
 // slot is one wrapped copy of the KEK, as LUKS has key slots.
 type slot struct {
@@ -212,6 +233,9 @@ func decodeAccount(b []byte) (*account, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(slots) > maxSlots {
+		return nil, fmt.Errorf("%w: %d key slots, the bound is %d", envelope.ErrMalformed, len(slots), maxSlots)
+	}
 	for _, item := range slots {
 		f, err := envelope.Split(item, 3)
 		if err != nil {
@@ -251,6 +275,9 @@ func decodeApp(key, b []byte) (*app, error) {
 	if err == nil {
 		a.generations, err = decodeChanges(rec.Fields[1])
 	}
+	if !names.ValidSlug(a.slug) {
+		a.slug, err = strconv.Quote(a.slug), fmt.Errorf("%w: not a slug", envelope.ErrMalformed)
+	}
 	if err != nil {
 		return nil, damaged("app "+a.slug, err)
 	}
@@ -289,6 +316,9 @@ func decodeEnv(a *app, key, b []byte) (*env, error) {
 	}
 	if err == nil {
 		e.generations, err = decodeChanges(rec.Fields[1])
+	}
+	if !names.ValidSlug(e.slug) {
+		e.slug, err = strconv.Quote(e.slug), fmt.Errorf("%w: not a slug", envelope.ErrMalformed)
 	}
 	if err != nil {
 		return nil, damaged("env "+e.ref().String(), err)
@@ -420,6 +450,26 @@ func (r *register) encode(macKey []byte) []byte {
 		envelope.Uint32(r.epoch), envelope.Uint32(r.appGen), envelope.Uint32(r.envGen))
 }
 
+// opens reports whether a key of the level can have the scope: slugs as far down
+// as the level goes.
+func (l Level) opens(scope Ref) bool {
+	switch l {
+	case LevelAccount:
+		return scope == Ref{}
+	case LevelApp:
+		return names.ValidSlug(scope.App) && scope.Env == ""
+	case LevelEnv:
+		return scope.check() == nil
+	}
+	return false
+}
+
+// validLabel reports whether a label is text that a terminal can be given.
+func validLabel(s string) bool {
+	return len(s) <= MaxLabel && utf8.ValidString(s) &&
+		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
 func decodeRegister(key, b []byte) (*register, error) {
 	name := fmt.Sprintf("machine key register entry %x", key[1:])
 	if len(key) != 1+kek.FingerprintSize+4 {
@@ -437,11 +487,15 @@ func decodeRegister(key, b []byte) (*register, error) {
 		label:       string(f[5]),
 		rec:         rec,
 	}
-	var errs [7]error
+	var errs [8]error
 	if len(f[0]) == 1 {
 		r.level = Level(f[0][0])
-	} else {
-		errs[0] = fmt.Errorf("%w: a level of %d bytes", envelope.ErrMalformed, len(f[0]))
+	}
+	if !r.level.opens(r.scope) {
+		errs[0] = fmt.Errorf("%w: level %q of %q", envelope.ErrMalformed, f[0], r.scope)
+	}
+	if !validLabel(r.label) {
+		errs[7] = fmt.Errorf("%w: a label of %d bytes", envelope.ErrMalformed, len(r.label))
 	}
 	r.appID, errs[1] = parseID(f[1])
 	r.envID, errs[2] = parseID(f[2])

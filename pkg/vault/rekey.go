@@ -76,8 +76,8 @@ func (v *Vault) MachineKeys(ctx context.Context) ([]MachineKey, error) {
 // destroys it. Deriving twice for one scope gives the same bytes, and two
 // entries in the register.
 func (s *Session) DeriveMachineKey(ctx context.Context, ref Ref, label string) (*kek.Locked, MachineKey, error) {
-	if len(label) > MaxLabel {
-		return nil, MachineKey{}, fmt.Errorf("label of %d bytes, the bound is %d: %w", len(label), MaxLabel, ErrInvalid)
+	if !validLabel(label) {
+		return nil, MachineKey{}, fmt.Errorf("label %.80q, which may have %d bytes of text: %w", label, MaxLabel, ErrInvalid)
 	}
 	key, err := kek.NewLocked(kek.KeySize)
 	if err != nil {
@@ -112,7 +112,7 @@ func (s *Session) DeriveMachineKey(ctx context.Context, ref Ref, label string) (
 		}
 		kek.Do(func() {
 			var derived, macKey []byte
-			if derived, err = s.derive(acc, a, e); err != nil {
+			if derived, err = s.derive(a, e); err != nil {
 				return
 			}
 			copy(key.Bytes(), derived)
@@ -133,15 +133,15 @@ func (s *Session) DeriveMachineKey(ctx context.Context, ref Ref, label string) (
 
 // derive returns the key of the account, of an app or of an env, whichever is
 // the lowest that is given. Call it inside kek.Do.
-func (s *Session) derive(acc *account, a *app, e *env) ([]byte, error) {
+func (s *Session) derive(a *app, e *env) ([]byte, error) {
 	switch {
 	case e != nil:
 		if s.level == LevelEnv && s.envID != e.id {
 			return nil, fmt.Errorf("%w: the key is for env %s", ErrScope, s.scopeName())
 		}
-		return s.envKey(acc, e)
+		return s.envKey(e)
 	case a != nil:
-		return s.appKey(a)
+		return s.checkedAppKey(a)
 	case s.level == LevelAccount:
 		return s.key.Bytes(), nil
 	}
@@ -241,7 +241,11 @@ func (s *Session) next(cs []change) []change {
 // generation moves on takes its envs' generations with it.
 func rewrap(r store.Reader, b *store.Batch, acc *account, from, to *Session, a, renewed *app) error {
 	var err error
-	kek.Do(func() { err = to.putApp(b, acc, renewed) })
+	kek.Do(func() {
+		if _, err = from.checkedAppKey(a); err == nil {
+			err = to.putApp(b, renewed)
+		}
+	})
 	if err != nil {
 		return err
 	}

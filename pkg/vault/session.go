@@ -76,13 +76,23 @@ func (s *Session) Check(ctx context.Context) error {
 	})
 }
 
+// account reads the account's record, and checks it when the session's key can.
 func (s *Session) account(r store.Reader) (*account, error) {
+	if len(s.key.Bytes()) != kek.KeySize {
+		return nil, ErrClosed
+	}
 	acc, err := readAccount(r)
 	if err != nil {
 		return nil, err
 	}
 	if c, ok := since(acc.epochs, s.epoch); ok {
 		return nil, deadKey("the unlocked key", c)
+	}
+	if s.level == LevelAccount {
+		kek.Do(func() { err = acc.rec.Verify(kek.MACKey(s.key.Bytes())) })
+		if err != nil {
+			return nil, damaged("account", err)
+		}
 	}
 	return acc, nil
 }
@@ -98,6 +108,9 @@ func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
 		return nil, nil, err
 	}
 	if (s.level == LevelApp && s.appID != e.app.id) || (s.level == LevelEnv && s.envID != e.id) {
+		if ref.App == s.scope.App && (s.level == LevelApp || ref == s.scope) {
+			return nil, nil, deadKeyOf("the unlocked key", s.level, s.scopeName()) // and made anew
+		}
 		return nil, nil, fmt.Errorf("%w: the key is for %s %s, not for %s", ErrScope, s.level, s.scopeName(), ref)
 	}
 	if s.level != LevelAccount {
@@ -131,22 +144,27 @@ func (s *Session) appKey(a *app) ([]byte, error) {
 	return nil, fmt.Errorf("%w: the key is for %s %s, not for app %s", ErrScope, s.level, s.scopeName(), a.slug)
 }
 
+// checkedAppKey is appKey for an app that was read: it checks the record, which
+// says the generation. Call it inside kek.Do.
+func (s *Session) checkedAppKey(a *app) ([]byte, error) {
+	key, err := s.appKey(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.rec.Verify(kek.MACKey(key)); err != nil {
+		return nil, damaged("app "+a.slug, err)
+	}
+	return key, nil
+}
+
 // envKey derives the env's key and checks the records that lead to it, as far
 // up as the session's key reaches. Call it inside kek.Do.
-func (s *Session) envKey(acc *account, e *env) ([]byte, error) {
-	if s.level == LevelAccount {
-		if err := acc.rec.Verify(kek.MACKey(s.key.Bytes())); err != nil {
-			return nil, damaged("account", err)
-		}
-	}
+func (s *Session) envKey(e *env) ([]byte, error) {
 	key := s.key.Bytes()
 	if s.level != LevelEnv {
-		appKey, err := s.appKey(e.app)
+		appKey, err := s.checkedAppKey(e.app)
 		if err != nil {
 			return nil, err
-		}
-		if err := e.app.rec.Verify(kek.MACKey(appKey)); err != nil {
-			return nil, damaged("app "+e.app.slug, err)
 		}
 		key = kek.EnvKey(appKey, e.id[:], e.generation())
 	}
@@ -168,7 +186,7 @@ type keys struct {
 }
 
 func (s *Session) keys(acc *account, e *env) (k keys, err error) {
-	envKey, err := s.envKey(acc, e)
+	envKey, err := s.envKey(e)
 	if err != nil {
 		return k, err
 	}
@@ -387,18 +405,21 @@ func (p *plaintext) put(b *store.Batch) {
 }
 
 // putApp writes the app's record. Call it inside kek.Do.
-func (s *Session) putApp(b *store.Batch, _ *account, a *app) error {
+func (s *Session) putApp(b *store.Batch, a *app) error {
 	key, err := s.appKey(a)
 	if err != nil {
 		return err
 	}
-	b.Put(appKeyOf(a.slug), a.encode(kek.MACKey(key)))
-	return nil
+	record := a.encode(kek.MACKey(key))
+	b.Put(appKeyOf(a.slug), record)
+	// The record is used before it is read back when envs go into a new app.
+	a.rec, err = envelope.DecodeClear(kindApp, appKeyOf(a.slug), record, 2)
+	return err
 }
 
 // putEnv gives a new env its index key and writes it. Call it inside kek.Do.
 func (s *Session) putEnv(b *store.Batch, acc *account, e *env) error {
-	appKey, err := s.appKey(e.app)
+	appKey, err := s.checkedAppKey(e.app)
 	if err != nil {
 		return err
 	}
@@ -445,15 +466,7 @@ func orExists(err error, what string) error {
 // addApp makes an app with its first env. Call it inside kek.Do.
 func (s *Session) addApp(b *store.Batch, acc *account, ref Ref) (*env, error) {
 	a := &app{slug: ref.App, id: newID(), generations: s.first()}
-	if err := s.putApp(b, acc, a); err != nil {
-		return nil, err
-	}
-	key, err := s.appKey(a)
-	if err != nil {
-		return nil, err
-	}
-	a.rec, err = envelope.DecodeClear(kindApp, appKeyOf(a.slug), a.encode(kek.MACKey(key)), 2)
-	if err != nil {
+	if err := s.putApp(b, a); err != nil {
 		return nil, err
 	}
 	return s.addEnv(b, acc, a, ref.Env)

@@ -96,7 +96,7 @@ func (v *Vault) Init(ctx context.Context, create Create, password *kek.Locked) e
 	kek.Do(func() {
 		b.Put(accountKey, acc.encode(kek.MACKey(key.Bytes())))
 		a := &app{slug: DefaultApp, id: newID(), generations: first}
-		err = s.putApp(&b, acc, a)
+		err = s.putApp(&b, a)
 		if err == nil {
 			err = s.putEnv(&b, acc, &env{app: a, slug: DefaultEnv, id: newID(), generations: first})
 		}
@@ -400,7 +400,7 @@ func (r *register) dead(rd store.Reader, acc *account) error {
 		err = ErrNotFound // made anew under the same slug
 	}
 	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("%w: %s opened app %s, which was deleted", ErrDeadKey, what, r.scope.App)
+		return deadKeyOf(what, LevelApp, r.scope.App)
 	}
 	if err != nil {
 		return err
@@ -416,7 +416,7 @@ func (r *register) dead(rd store.Reader, acc *account) error {
 		err = ErrNotFound
 	}
 	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("%w: %s opened env %s, which was deleted", ErrDeadKey, what, r.scope)
+		return deadKeyOf(what, LevelEnv, r.scope.String())
 	}
 	if err != nil {
 		return err
