@@ -284,13 +284,27 @@ func (tt *terminal) send(s string) {
 // wait returns the exit status and what was printed since the last expect.
 func (tt *terminal) wait() result {
 	tt.m.t.Helper()
+	return tt.converse(nil)
+}
+
+// converse answers each question as often as it is asked, until the end.
+func (tt *terminal) converse(answers map[string]string) result {
+	tt.m.t.Helper()
 	timeout := time.After(60 * time.Second)
+	var out strings.Builder
 	for {
+		for q, a := range answers {
+			if i := bytes.Index(tt.seen.Bytes(), []byte(q)); i >= 0 {
+				out.Write(tt.seen.Next(i + len(q)))
+				tt.send(a + "\n")
+			}
+		}
 		select {
 		case b, ok := <-tt.more:
 			if !ok {
 				_ = tt.cmd.Wait()
-				r := result{tt.seen.String(), tt.cmd.ProcessState.ExitCode()}
+				out.Write(tt.seen.Bytes())
+				r := result{out.String(), tt.cmd.ProcessState.ExitCode()}
 				tt.m.t.Logf("terminal: %s\nexit %d", r.out, r.code)
 				return r
 			}
