@@ -57,6 +57,9 @@ executed, 127 if it was not found.`,
 
 // run returns only if the program could not be started.
 func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool, opts launch.Options, argv []string) error {
+	// One thing happens after the other here. With a second processor the runtime
+	// would start threads to look for work, for a third of the whole time.
+	runtime.GOMAXPROCS(1)
 	ctx := cmd.Context()
 	where, err := config.Resolve(config.Options{App: t.app, Env: t.env, Secrets: !named})
 	if err != nil {
