@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/opaquevault/ov/pkg/agent/peer"
 	"github.com/opaquevault/ov/pkg/envelope"
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/vault"
@@ -23,15 +25,52 @@ type Client struct {
 	rpc  agentv1.AgentClient
 }
 
-// Connect connects to the agent at target. The caller closes the client.
+// connectWait bounds how long Connect waits for an agent that is still starting,
+// or closes connections because there are too many.
+const connectWait = 5 * time.Second
+
+// Connect connects to the agent at target, which answers by then. The caller
+// closes the client. The errors are those of peer.Target.Dial.
 func Connect(ctx context.Context, target peer.Target) (*Client, error) {
-	conn, err := target.Connect(ctx,
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithDisableRetry())
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		conn, err := target.Connect(ctx,
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+			grpc.WithDisableRetry())
+		if err != nil {
+			return nil, err
+		}
+		if greeted(ctx, conn) {
+			return &Client{conn, agentv1.NewAgentClient(conn)}, nil
+		}
+		_ = conn.Close()
+		select {
+		case <-ctx.Done():
+			return nil, hint.Errorf("try again, or see how it is: ov agent status",
+				"the agent at %s does not answer: it is still starting, or too many connect to it: %w", target.Socket, ctx.Err())
+		case <-time.After(wait):
+		}
 	}
-	return &Client{conn, agentv1.NewAgentClient(conn)}, nil
+}
+
+// greeted waits until the agent has answered the connection's first bytes. It is
+// false when the agent closed it instead, or ctx ended.
+func greeted(ctx context.Context, conn *grpc.ClientConn) bool {
+	for tried := false; ; {
+		state := conn.GetState()
+		switch {
+		case state == connectivity.Ready:
+			return true
+		case state == connectivity.Connecting:
+			tried = true
+		case state != connectivity.Idle || tried: // as it is at first
+			return false
+		}
+		if !conn.WaitForStateChange(ctx, state) {
+			return false
+		}
+	}
 }
 
 // Close ends the connection.

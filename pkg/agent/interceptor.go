@@ -88,7 +88,7 @@ func (s *Server) guard(ctx context.Context, method string, handle func(ctx conte
 		s.touch()
 		defer s.touch()
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	return toStatus(handle(ctx, func() error {
 		if !r.releases {
@@ -103,7 +103,7 @@ func (s *Server) guard(ctx context.Context, method string, handle func(ctx conte
 
 // admit waits until the request may be served, and counts it until done.
 func (s *Server) admit(ctx context.Context, caller *peer.Info) (done func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, admitWait)
+	ctx, cancel := context.WithTimeout(ctx, s.admitWait)
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		if done, err = s.inflight.Acquire(caller); err == nil {

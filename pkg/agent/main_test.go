@@ -47,6 +47,8 @@ func beChild(mode string, args []string) int {
 		result = ask(args[0], args[1])
 	case "connect": // SOCKET: connect as any program can, and see whether that lasts
 		result = connectRaw(args[0])
+	case "put": // SOCKET N: write a value of N bytes in pieces, as an import would
+		result = put(args[0], args[1])
 	default:
 		return 2
 	}
@@ -105,6 +107,39 @@ func askOnce(socket string, i int) error {
 		}
 		return nil
 	})
+}
+
+// put writes secrets of so many bytes together and returns what went wrong.
+func put(socket, size string) string {
+	var n int
+	if _, err := fmt.Sscan(size, &n); err != nil {
+		return err.Error()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	target, err := peer.Locate(peer.Options{Socket: socket})
+	if err != nil {
+		return err.Error()
+	}
+	c, err := Connect(ctx, target)
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := c.Put(ctx, other, secretsOf(n), vault.PutOptions{}); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// secretsOf makes secrets of n bytes together.
+func secretsOf(n int) (list []vault.Put) {
+	for n > 0 {
+		size := min(n, vault.MaxValue)
+		list = append(list, vault.Put{Name: fmt.Sprintf("BULK_%d", len(list)), Value: make([]byte, size)})
+		n -= size
+	}
+	return list
 }
 
 // child returns this test binary as another process that is told to be mode.

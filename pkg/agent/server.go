@@ -58,6 +58,8 @@ type Server struct {
 	ttl, idle time.Duration
 	stop      func() // asks the daemon to end
 
+	timeout, admitWait time.Duration // the constants; shorter in tests
+
 	requests atomic.Uint64
 	puts     *puts
 	sweep    *sweeper
@@ -99,6 +101,7 @@ func NewServer(c Config) *Server {
 		log: c.Log, trust: peer.OwnOrRoot(), inflight: peer.NewInflight(peer.Halving(maxRequests)), puts: newPuts(),
 		started: time.Now(), ttl: c.TTL, idle: c.Idle, stop: c.Stop,
 		sweep: newSweeper(), because: "nobody has unlocked it", unlocking: make(chan struct{}, 1),
+		timeout: requestTimeout, admitWait: admitWait,
 	}
 	s.discarded = sync.NewCond(&s.mu)
 	return s
