@@ -27,8 +27,9 @@ type machine struct {
 	t      *testing.T
 	dir    string // scratch: overlay, boot log, lock
 	tell   io.WriteCloser
-	events chan string // "up PID", "down STATUS", from the supervisor
-	leader int         // PID 1 of the machine, as seen from here; 0 when off
+	events chan string     // "up PID", "down STATUS", from the supervisor
+	leader int             // PID 1 of the machine, as seen from here; 0 when off
+	said   strings.Builder // what was run and printed, for a test that fails
 }
 
 // bootWait bounds one boot; it takes about a second.
@@ -82,6 +83,7 @@ func (m *machine) supervise(base string) {
 	t.Cleanup(func() {
 		m.t = t
 		if t.Failed() {
+			t.Logf("what was run:\n%s", m.said.String())
 			m.logState()
 		}
 		_ = in.Close() // the supervisor cleans up and exits
@@ -190,6 +192,8 @@ type result struct {
 	code int
 }
 
+func (m *machine) note(format string, args ...any) { fmt.Fprintf(&m.said, format, args...) }
+
 // run runs a shell line as the user and returns what it printed.
 func (m *machine) run(user, line string, stdin ...string) result {
 	m.t.Helper()
@@ -201,7 +205,7 @@ func (m *machine) run(user, line string, stdin ...string) result {
 	if err != nil && !errors.As(err, &exit) {
 		m.t.Fatalf("%s: %v", line, err)
 	}
-	m.t.Logf("%s$ %s\n%s", user, line, out)
+	m.note("%s$ %s\n%s", user, line, out)
 	return result{string(out), cmd.ProcessState.ExitCode()}
 }
 
@@ -234,6 +238,7 @@ func (m *machine) terminal(user, line string) *terminal {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	m.note("%s, on a terminal$ %s\n", user, line)
 	tt := &terminal{m: m, line: line, pty: f, cmd: cmd, more: make(chan []byte, 16)}
 	go func() {
 		defer close(tt.more)
@@ -258,7 +263,7 @@ func (tt *terminal) expect(want string) {
 	timeout := time.After(60 * time.Second)
 	for {
 		if i := bytes.Index(tt.seen.Bytes(), []byte(want)); i >= 0 {
-			tt.m.t.Logf("terminal: %s", tt.seen.Next(i+len(want)))
+			tt.m.note("%s", tt.seen.Next(i+len(want)))
 			return
 		}
 		select {
@@ -305,7 +310,7 @@ func (tt *terminal) converse(answers map[string]string) result {
 				_ = tt.cmd.Wait()
 				out.Write(tt.seen.Bytes())
 				r := result{out.String(), tt.cmd.ProcessState.ExitCode()}
-				tt.m.t.Logf("terminal: %s\nexit %d", r.out, r.code)
+				tt.m.note("%sexit %d\n", r.out, r.code)
 				return r
 			}
 			tt.seen.Write(b)
@@ -420,6 +425,6 @@ func hasNot(t *testing.T, s string, parts ...string) {
 func mustf(t *testing.T, ok bool, format string, args ...any) {
 	t.Helper()
 	if !ok {
-		t.Fatal(fmt.Sprintf(format, args...))
+		t.Fatalf(format, args...)
 	}
 }
