@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/opaquevault/ov/pkg/hint"
@@ -35,6 +36,11 @@ func Secret(question string) (*kek.Locked, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNoTerminal, err)
 	}
 	defer restoreOnSignal(fd, old)()
+	// Before the question: whoever answers at once would see the answer.
+	if err := echoOff(fd); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoTerminal, err)
+	}
+	defer func() { _ = term.Restore(fd, old) }()
 	if _, err := fmt.Fprint(tty, question); err != nil {
 		return nil, err
 	}
@@ -50,6 +56,15 @@ func Secret(question string) (*kek.Locked, error) {
 		return nil, errors.New("the input ended before an answer was given")
 	}
 	return answer, err
+}
+
+func echoOff(fd int) error {
+	t, err := unix.IoctlGetTermios(fd, getTermios)
+	if err != nil {
+		return err
+	}
+	t.Lflag &^= unix.ECHO
+	return unix.IoctlSetTermios(fd, setTermios, t)
 }
 
 // restoreOnSignal turns the echo on again when the program is interrupted in
