@@ -99,7 +99,7 @@ test-faults: build ## kill -9 at random points, many processes at once
 
 .PHONY: test-systemd
 test-systemd: build ## the migration guide in a real systemd (root, Debian)
-	$(gotest) -show -count=1 -timeout 20m ./test/systemd/...
+	$(gotest) -show -tags=systemd,grpcnotrace -count=1 -timeout 20m ./test/systemd/...
 
 FUZZTIME ?= 10m
 .PHONY: fuzz
