@@ -2,10 +2,10 @@ package vault
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -107,7 +107,7 @@ func decodeChanges(b []byte) ([]change, error) {
 		}
 		n, err1 := envelope.ParseUint32(f[0])
 		at, err2 := decodeTime(f[1])
-		if err := errors.Join(err1, err2); err != nil {
+		if err := cmp.Or(err1, err2); err != nil {
 			return nil, err
 		}
 		if n != uint32(i+1) {
@@ -182,7 +182,7 @@ func decodeArgon2id(b []byte) (kek.Argon2id, error) {
 	}
 	time, err1 := envelope.ParseUint32(f[0])
 	memory, err2 := envelope.ParseUint32(f[1])
-	if err := errors.Join(err1, err2); err != nil {
+	if err := cmp.Or(err1, err2); err != nil {
 		return kek.Argon2id{}, err
 	}
 	if len(f[2]) != 1 {
@@ -503,7 +503,7 @@ func decodeRegister(key, b []byte) (*register, error) {
 	r.epoch, errs[4] = envelope.ParseUint32(f[7])
 	r.appGen, errs[5] = envelope.ParseUint32(f[8])
 	r.envGen, errs[6] = envelope.ParseUint32(f[9])
-	if err := errors.Join(errs[:]...); err != nil {
+	if err := cmp.Or(errs[:]...); err != nil {
 		return nil, damaged(name, err)
 	}
 	return r, nil
