@@ -164,7 +164,7 @@ const fixturePassword = "correct horse battery staple"
 var fixtureValues = map[Ref]map[string][]string{ // oldest version first
 	prod: {
 		"DATABASE_URL":      {"postgres://old", "postgres://older", "postgres://db/prod?a=b&c=d"},
-		"STRIPE_SECRET_KEY": {"sk_live_0123456789"},
+		"STRIPE_SECRET_KEY": {"a key that opens nothing"},
 		"EMPTY":             {""},
 		"BINARY":            {"\x00\xff\n\r\x1b[31m"},
 	},
