@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -52,8 +53,14 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 			if err != nil {
 				return err
 			}
+			socket := g.socket
+			if socket != "" {
+				if socket, err = filepath.Abs(socket); err != nil {
+					return err
+				}
+			}
 			argv := []string{"--vault", path.Value}
-			for flag, value := range map[string]string{"--socket": g.socket, "--app": app, "--env": env, "--machine-key": machineKey} {
+			for flag, value := range map[string]string{"--socket": socket, "--app": app, "--env": env, "--machine-key": machineKey} {
 				if value != "" {
 					argv = append(argv, flag, value)
 				}
