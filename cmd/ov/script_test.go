@@ -209,7 +209,8 @@ var varying = []struct {
 	{regexp.MustCompile(`\b[0-9a-f]{32}\b`), "ID"},
 	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "KEY"},
 	{regexp.MustCompile(`(pid:? +|"pid": )\d+`), "${1}PID"},
-	{regexp.MustCompile(`"memory": "[a-z_]+"|memory: [a-z_]+`), "memory: MEMORY"},
+	{regexp.MustCompile(`(memory"?: "?)(memfd_secret|mlock)`), "${1}MEMORY"},
+	{regexp.MustCompile(`("requests": )\d+`), "${1}N"},
 }
 
 func norm(ts *testscript.TestScript, _ bool, argv []string) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -109,7 +110,12 @@ func cmdTTY(ts *testscript.TestScript, _ bool, args []string) {
 	if talkErr != nil {
 		_ = cmd.Process.Kill()
 	}
+	late := time.AfterFunc(patience, func() {
+		talkErr = errors.New("the program does not end")
+		_ = cmd.Process.Kill()
+	})
 	status := exitStatus(ts, cmd.Wait())
+	late.Stop()
 	after, err := term.GetState(int(tty.Fd()))
 	ts.Check(err)
 	_ = tty.Close()
