@@ -67,7 +67,7 @@ func (d *doctor) agentUnit(ctx context.Context, u *unit) *subject {
 	}
 	var err error
 	if s.account, err = d.account(u.user); err != nil {
-		s.account = account{u.user, -1, ""}
+		s.account = account{name: u.user, uid: -1}
 	}
 	s.vault, s.vaultErr = d.vaultOf(s, s.account.home, u.environment)
 	switch u.loadState {
@@ -84,7 +84,9 @@ func (d *doctor) agentUnit(ctx context.Context, u *unit) *subject {
 		d.fail("agent", agentUnit, "systemd-analyze verify "+agentUnit, "systemd could not load the unit: %s", u.loadState)
 		return s
 	}
-	if u.needReload {
+	if len(u.files) > 0 && !exists(u.files[0]) {
+		d.fail("agent", agentUnit, d.install(s), "runs from a unit that is no longer at %s", safefile.Quote(u.files[0]))
+	} else if u.needReload {
 		d.fail("agent", agentUnit, reload("ov-agent"), "the unit was changed on disk, and systemd still uses what it loaded before")
 	}
 	switch {
@@ -94,7 +96,7 @@ func (d *doctor) agentUnit(ctx context.Context, u *unit) *subject {
 		} else {
 			d.ok("agent", agentUnit, "is active (%s)", u.subState)
 		}
-	case u.activeState == "failed" || u.subState == "auto-restart":
+	case u.failed():
 		d.fail("agent", agentUnit, restart("ov-agent"), "has failed: %s", d.why(ctx, u))
 	default:
 		d.fail("agent", agentUnit, "sudo systemctl enable --now ov-agent", "is installed, and is %s (%s)", u.activeState, u.subState)
@@ -122,6 +124,9 @@ func (d *doctor) rendezvous(installed *subject) bool {
 	socket, err := rendezvous.Read(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && installed == nil:
+		return true
+	case err == nil && installed == nil && d.sys.Systemctl != nil:
+		d.note("agent", path, "sudo ov agent uninstall", "names the socket %s, and no agent is installed", safefile.Quote(socket))
 		return true
 	case errors.Is(err, fs.ErrNotExist):
 		d.fail("agent", path, d.install(installed), "does not exist, so clients do not find the installed agent")
@@ -206,11 +211,5 @@ func (d *doctor) connect(ctx context.Context, installed *subject, list []*subjec
 // agentServes tells whether the agent that was found answers the account: its
 // own and root.
 func (d *doctor) agentServes(a account) bool {
-	if d.client == nil {
-		return false
-	}
-	if a.uid == 0 || a.uid == d.sys.UID {
-		return true
-	}
-	return false
+	return d.client != nil && (a.uid == 0 || a.uid == d.sys.UID)
 }

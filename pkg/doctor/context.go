@@ -121,7 +121,7 @@ func (d *doctor) context(ctx context.Context, s *subject, v lister) {
 		d.failErr("context", s.name, err, "ov secret list --app "+ref.App+" --env "+ref.Env)
 		return
 	}
-	s.names, s.known = namesOf(list), true
+	s.names = namesOf(list)
 	missing := []string{}
 	for _, name := range s.inv.secrets {
 		if !slices.Contains(s.names, name) && !slices.Contains(missing, name) {
@@ -142,8 +142,10 @@ func (d *doctor) context(ctx context.Context, s *subject, v lister) {
 		}
 		d.fail("context", s.name, fix, "%s holds no secrets", ref)
 	case s.inv.named:
+		s.known = true
 		d.ok("context", s.name, "%s has all %s that it asks for", ref, plural(len(s.inv.secrets), "secret"))
 	default:
+		s.known = true
 		d.ok("context", s.name, "%s has %s", ref, plural(len(s.names), "secret"))
 	}
 }
@@ -161,7 +163,11 @@ func (d *doctor) noSuchEnv(ctx context.Context, s *subject, v lister, err error)
 	ref := s.ref()
 	fix := d.as(s.account, "ov env list --app "+ref.App+s.vaultFlag())
 	if other, ok := d.elsewhere(ctx, s, v, s.inv.secrets); ok {
-		err = fmt.Errorf("%w; %s has what the service asks for", err, other)
+		has := "has what is asked for"
+		if len(s.inv.secrets) == 0 {
+			has = "has secrets"
+		}
+		err = fmt.Errorf("%w; %s %s", err, other, has)
 		fix = s.moveTo(other)
 	} else if file := d.plainFile(s, nil); file != "" {
 		fix = d.importFrom(s, file)
@@ -182,7 +188,7 @@ func (d *doctor) missing(ctx context.Context, s *subject, v lister, names []stri
 	}
 	fix := strings.Join(sets, " && ")
 	if other, ok := d.elsewhere(ctx, s, v, s.inv.secrets); ok {
-		problem += fmt.Sprintf("; %s has all that the service asks for", other)
+		problem += fmt.Sprintf("; %s has all that is asked for", other)
 		fix = s.moveTo(other)
 	} else if file := d.plainFile(s, names); file != "" {
 		problem += "; " + safefile.Quote(file) + " has"
@@ -194,8 +200,13 @@ func (d *doctor) missing(ctx context.Context, s *subject, v lister, names []stri
 // moveTo is the command that makes the service ask for another app and env.
 func (s *subject) moveTo(to vault.Ref) string {
 	from := s.ref()
-	if s.unit == nil {
-		return "ov doctor --app " + to.App + " --env " + to.Env + " --machine-key " + safefile.Shell(s.inv.machineKey)
+	switch {
+	case s.unit == nil && s.inv.machineKey == "" && s.pinned:
+		return "ov env create " + from.Env + " --app " + from.App
+	case s.unit == nil && s.inv.machineKey == "":
+		return "ov app use " + to.App + " && ov env use " + to.Env
+	case s.unit == nil:
+		return "ov doctor --app " + to.App + " --env " + to.Env + " --machine-key " + safefile.Shell(s.inv.machineKey) + " --user " + safefile.Shell(s.account.name)
 	}
 	loaded, _ := s.unit.run()
 	switch {

@@ -62,7 +62,7 @@ type Options struct {
 // Run looks at everything and returns what it found, in the order of the guide.
 // An error says that the options make no sense here.
 func Run(ctx context.Context, sys *System, o Options) ([]Finding, error) {
-	d := &doctor{sys: sys, opt: o, keys: map[string]bool{}}
+	d := &doctor{sys: sys, opt: o}
 	list, err := d.subjects(ctx)
 	if err != nil {
 		return nil, err
@@ -88,7 +88,6 @@ type doctor struct {
 	found  []Finding
 	client *agent.Client // to a running agent, or nil
 	status agent.Status
-	keys   map[string]bool // machine keys that were looked at: path and uid
 }
 
 func (d *doctor) close() {
@@ -177,9 +176,10 @@ func commandIn(text string) string {
 
 // account is who a service runs as.
 type account struct {
-	name string
-	uid  int
-	home string // "" if unknown
+	name   string
+	uid    int
+	home   string   // "" if unknown
+	groups []string // numbers
 }
 
 func (d *doctor) account(name string) (account, error) {
@@ -198,7 +198,8 @@ func accountOf(u *user.User) (account, error) {
 	if err != nil {
 		return account{}, fmt.Errorf("user %s has no numeric uid: %w", u.Username, err)
 	}
-	return account{u.Username, uid, u.HomeDir}, nil
+	groups, _ := u.GroupIds() // those that can be had
+	return account{u.Username, uid, u.HomeDir, groups}, nil
 }
 
 // self is the account of the caller.
@@ -207,6 +208,7 @@ func (d *doctor) self() account {
 	a := account{name: id, uid: d.sys.UID}
 	if u, err := d.sys.User(id); err == nil {
 		a.name, a.home = u.Username, u.HomeDir
+		a.groups, _ = u.GroupIds()
 	}
 	if home := os.Getenv("HOME"); filepath.IsAbs(home) {
 		a.home = home
@@ -223,6 +225,8 @@ type subject struct {
 	account  account
 	vault    string
 	vaultErr error
+
+	pinned bool // app or env are said by a flag or .ov.yaml
 
 	// What the checks find out, for those that follow.
 	names    []string         // of the secrets in the (app, env)
@@ -291,7 +295,11 @@ func (d *doctor) subjects(ctx context.Context) ([]*subject, error) {
 
 // match tells whether the flags given are a service's own.
 func (o *Options) match(inv invocation, u *unit) bool {
-	for _, f := range [][2]string{{o.App, inv.app}, {o.Env, inv.env}, {o.MachineKey, inv.machineKey}, {o.User, u.user}} {
+	user := u.user
+	if user == "" {
+		user = "root"
+	}
+	for _, f := range [][2]string{{o.App, inv.app}, {o.Env, inv.env}, {o.MachineKey, inv.machineKey}, {o.User, user}} {
 		if f[0] != "" && f[0] != f[1] {
 			return false
 		}
@@ -325,19 +333,19 @@ func (d *doctor) subjectOf(u *unit) (*subject, error) {
 }
 
 func (d *doctor) subjectOfFlags() (*subject, error) {
-	s := &subject{name: "machine key", runs: true, account: d.self()}
+	s := &subject{runs: true, account: d.self()}
 	var err error
 	if d.opt.User != "" {
 		if s.account, err = d.account(d.opt.User); err != nil {
 			return nil, err
 		}
-		s.name = "user " + s.account.name
 	} else if info, err := os.Lstat(d.opt.MachineKey); err == nil && d.sys.UID == 0 {
 		// Root looks at the key of a service, which is likely its owner's.
 		if a, err := d.account(strconv.Itoa(ownerOf(info))); err == nil {
 			s.account = a
 		}
 	}
+	s.name = "user " + s.account.name
 	d.override(s)
 	s.vault, s.vaultErr = d.vaultOf(s, s.account.home, nil)
 	return s, nil
@@ -354,6 +362,11 @@ func (d *doctor) override(s *subject) {
 			*f.to = f.flag
 		}
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) }

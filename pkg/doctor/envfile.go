@@ -66,23 +66,24 @@ func (d *doctor) envFiles(s *subject) {
 			d.note("env-file", s.name, fix, "the service has ov, and gets %s in plaintext too", q)
 		}
 	}
+	if !s.known {
+		return
+	}
 	clean := true
+	told := map[string]bool{} // names that were reported: a file and its .bak have the same
 	for _, file := range d.plainFiles(s) {
-		if !d.compare(s, file) {
+		if !d.compare(s, file, told) {
 			clean = false
 		}
 	}
-	if clean && s.known {
-		d.ok("env-file", s.name, "nothing is left in a .env file that %s does not have", s.ref())
+	if clean {
+		d.ok("env-file", s.name, "%s has all that is left in .env files", s.ref())
 	}
 }
 
-// compare looks for names in a .env file that the vault does not have. It
-// returns false if it reported any.
-func (d *doctor) compare(s *subject, file string) bool {
-	if !s.known {
-		return true
-	}
+// compare looks for names in a .env file that the vault does not have, or the
+// service does not get. It returns false if it reported any.
+func (d *doctor) compare(s *subject, file string, told map[string]bool) bool {
 	have, err := envNames(file)
 	q := safefile.Quote(file)
 	switch {
@@ -96,33 +97,42 @@ func (d *doctor) compare(s *subject, file string) bool {
 	var lost, unused []string
 	for _, name := range have {
 		switch {
+		case told[name]:
 		case !slices.Contains(s.names, name):
 			lost = append(lost, name)
 		case s.inv.named && !slices.Contains(s.inv.secrets, name):
 			unused = append(unused, name)
 		}
+		told[name] = true
+	}
+	// What runs has no need of them.
+	report := d.note
+	if s.unit.failed() && s.failures == 0 {
+		report = d.fail
 	}
 	if len(lost) > 0 {
-		report := d.note
-		if s.unit.activeState != "active" {
-			s.failures++
-			report = d.fail
-		}
-		fix := d.importFrom(s, file)
+		fix := d.importFrom(s, file) + " && "
 		if s.inv.named && s.runs {
-			loaded := strings.Join(s.inv.secrets, ",")
-			fix += " && " + s.unit.changeFlag("--secrets", loaded, loaded+","+strings.Join(lost, ","))
+			fix += s.alsoNames(lost)
 		} else {
-			fix += " && " + restart(s.name)
+			fix += restart(s.name)
 		}
 		report("env-file", s.name, fix, "%s has %s, which %s has not", q, strings.Join(lost, ", "), s.ref())
 	}
-	if len(unused) > 0 {
-		loaded := strings.Join(s.inv.secrets, ",")
-		d.note("env-file", s.name, s.unit.changeFlag("--secrets", loaded, loaded+","+strings.Join(unused, ",")),
-			"the service does not get %s, which %s and %s have: --secrets does not name them", strings.Join(unused, ", "), q, s.ref())
+	if len(unused) > 0 && s.runs {
+		report("env-file", s.name, s.alsoNames(unused),
+			"the service does not get %s, which %s and %s have: its --secrets does not name them", strings.Join(unused, ", "), q, s.ref())
+	}
+	if s.unit.failed() && len(lost)+len(unused) > 0 {
+		s.failures++
 	}
 	return len(lost)+len(unused) == 0
+}
+
+// alsoNames returns the command that adds names to the unit's --secrets.
+func (s *subject) alsoNames(names []string) string {
+	loaded := strings.Join(s.inv.secrets, ",")
+	return s.unit.changeFlag("--secrets", loaded, loaded+","+strings.Join(names, ","))
 }
 
 // importFrom returns the command that brings what the vault does not have of

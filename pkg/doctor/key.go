@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -74,7 +75,7 @@ func (d *doctor) credential(s *subject, name string) (k keyFile, ok bool) {
 				d.needRoot(s, "key", "the credential %s comes from %s, where only root can look", name, safefile.Quote(path))
 			case err != nil:
 				s.failures++
-				fix := d.makeKey(s, account{"root", 0, ""}, path, "")
+				fix := d.makeKey(s, account{name: "root"}, path, "")
 				if key == "LoadCredentialEncrypted" {
 					fix = "sudo systemd-creds encrypt --name=" + safefile.Shell(name) + " /etc/ov/" + s.inv.app + ".key " + safefile.Shell(path)
 				}
@@ -112,7 +113,6 @@ func (d *doctor) key(ctx context.Context, s *subject) *vault.Session {
 		d.vault(ctx, s)
 		return nil
 	}
-	d.keys[k.path+"\x00"+strconv.Itoa(k.owner.uid)] = true
 	usable := d.keyUsable(s, k)
 	v := d.vault(ctx, s)
 	if !usable || v == nil {
@@ -146,9 +146,43 @@ func (d *doctor) key(ctx context.Context, s *subject) *vault.Session {
 	return session
 }
 
+// unreachable returns the first directory down to dir that the account may not
+// search, or "". Root's own look at a file does not tell.
+func unreachable(dir string, a account) string {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil || a.uid <= 0 {
+		return ""
+	}
+	at := ""
+	for _, name := range strings.Split(strings.TrimSuffix(real, "/"), "/") {
+		at += name + "/"
+		info, err := os.Stat(at)
+		if err != nil {
+			return ""
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		may := fs.FileMode(0o001)
+		switch {
+		case int(st.Uid) == a.uid:
+			may = 0o100
+		case slices.Contains(a.groups, strconv.Itoa(int(st.Gid))):
+			may = 0o010
+		}
+		if info.Mode().Perm()&may == 0 {
+			return filepath.Clean(at)
+		}
+	}
+	return ""
+}
+
 // keyUsable judges the file as the service's account would, without reading it.
 func (d *doctor) keyUsable(s *subject, k keyFile) bool {
 	err := machinekey.Check(k.path, k.owner.uid)
+	if dir := unreachable(filepath.Dir(k.path), k.owner); dir != "" {
+		s.failures++
+		d.fail("key", s.name, "sudo chmod a+rx "+safefile.Shell(dir), "machine key %s: %s may not look into %s", safefile.Quote(k.path), k.owner.name, safefile.Quote(dir))
+		return false
+	}
 	if err == nil {
 		d.ok("key", s.name, "machine key %s: mode 0600, %s's", safefile.Quote(k.path), k.owner.name)
 		return true
@@ -186,7 +220,8 @@ func (d *doctor) mendKey(s *subject, k keyFile, fix string) string {
 	case ownerOf(info) != k.owner.uid:
 		return "sudo chown " + safefile.Shell(k.owner.name) + " " + q
 	case info.Mode().Perm() == 0o600 && info.Sys().(*syscall.Stat_t).Nlink != 1 && !strings.ContainsAny(k.path, `*?[\`):
-		return "sudo find / -samefile " + q + " ! -path " + q + " -print -delete"
+		// Hard links are on one file system: the one mounted at stat's %m.
+		return `sudo find "$(stat -c %m ` + q + `)" -xdev -samefile ` + q + " ! -path " + q + " -print -delete"
 	}
 	return fix
 }
@@ -196,19 +231,22 @@ func (d *doctor) mendKey(s *subject, k keyFile, fix string) string {
 // 32 zero bytes, which open nothing.
 func (d *doctor) makeKey(s *subject, a account, path, before string) string {
 	q, dir := safefile.Shell(path), filepath.Dir(path)
+	usable := before == "" && machinekey.Check(path, a.uid) == nil
 	derive := "ov auth derive-machine-key --force --out " + q + s.scopeFlags()
-	if s.inv.vault != "" {
-		derive += " --vault " + safefile.Shell(s.inv.vault)
+	if a.uid == s.account.uid {
+		derive = d.as(a, derive+s.vaultFlag())
+	} else { // root's copy of a key to somebody else's vault
+		derive = "sudo " + derive + " --vault " + safefile.Shell(s.vault)
 	}
 	info, err := os.Stat(dir)
 	switch {
 	case absent(err):
 		before += "sudo install -d -o " + safefile.Shell(a.name) + " -m 700 " + safefile.Shell(dir) + " && "
-	case err == nil && ownerOf(info) == a.uid && info.Mode().Perm()&0o300 == 0o300:
+	case usable, err == nil && ownerOf(info) == a.uid && info.Mode().Perm()&0o300 == 0o300:
 	default:
 		before += "head -c 32 /dev/zero | sudo install -m 600 -o " + safefile.Shell(a.name) + " /dev/stdin " + q + " && "
 	}
-	return before + d.as(a, derive)
+	return before + derive
 }
 
 // scopeFlags narrow a new key to what the old one opened.
@@ -304,10 +342,19 @@ func (d *doctor) vault(ctx context.Context, s *subject) *vault.Vault {
 		s.failures++
 		d.fail("vault", s.name, d.as(s.account, "ov auth init"+s.vaultFlag()), "%s has no vault at %s", s.account.name, safefile.Quote(s.vault))
 		return nil
-	case err == nil && s.account.uid > 0 && ownerOf(info) != s.account.uid && info.Mode().IsRegular():
+	case err == nil && s.account.uid > 0 && ownerOf(info) != s.account.uid && info.Mode().IsRegular() && info.Mode()&0o044 == 0:
 		s.failures++
-		d.fail("vault", s.name, "sudo chown "+safefile.Shell(s.account.name)+": "+q,
-			"the vault %s is owned by %s, not by %s", safefile.Quote(s.vault), safefile.User(ownerOf(info)), s.account.name)
+		fix := "sudo chown " + safefile.Shell(s.account.name) + ": " + q // made with sudo, by mistake
+		if owner := ownerOf(info); owner != 0 && s.unit != nil {
+			fix = editUnit(s.name)
+		}
+		d.fail("vault", s.name, fix, "the vault %s is %s's, and %s cannot read it",
+			safefile.Quote(s.vault), safefile.User(ownerOf(info)), s.account.name)
+		return nil
+	}
+	if dir := unreachable(filepath.Dir(s.vault), s.account); dir != "" {
+		s.failures++
+		d.fail("vault", s.name, "sudo chmod a+x "+safefile.Shell(dir), "the vault %s: %s may not look into %s", safefile.Quote(s.vault), s.account.name, safefile.Quote(dir))
 		return nil
 	}
 	v := vault.New(bolt.New(s.vault))

@@ -21,6 +21,9 @@ func (d *doctor) own(ctx context.Context) {
 		d.failErr("context", s.name, err, "ov status")
 	}
 	s.inv.app, s.inv.env = where.App.Value, where.Env.Value
+	for _, c := range []config.Choice{where.App, where.Env} {
+		s.pinned = s.pinned || c.Source == config.FromFlag || c.Source == config.FromProject
+	}
 	c, verr := config.Vault(d.opt.Vault)
 	s.vault, s.vaultErr = c.Value, verr
 	v := d.vault(ctx, s)

@@ -99,13 +99,10 @@ func (d *doctor) state(ctx context.Context, s *subject) {
 	switch {
 	case u.activeState == "active":
 		d.ok("service", s.name, "is active (%s)", u.subState)
-	case u.activeState == "failed" || u.subState == "auto-restart":
+	case u.failed():
 		fix := restart(s.name)
-		if s.failures == 0 {
-			fix = "journalctl -u " + safefile.Shell(s.name) + " -n 50"
-			if strings.HasPrefix(d.said(ctx, s.name), "ov:") { // it has been mended since
-				fix = restart(s.name)
-			}
+		if s.failures == 0 && u.result == "exit-code" && !strings.Contains(" 125 126 127 203 ", " "+u.mainStatus+" ") {
+			fix = "journalctl -u " + safefile.Shell(s.name) + " -n 50" // not ov's affair
 		}
 		s.failures++
 		d.fail("service", s.name, fix, "has failed: %s", d.why(ctx, u))
@@ -129,22 +126,24 @@ func (d *doctor) why(ctx context.Context, u *unit) string {
 		text = "ov did not find the program (127)"
 	case u.mainStatus == "203":
 		text = "systemd could not execute the program (203)"
+	case len(u.mainStatus) == 3 && u.mainStatus[0] == '2': // systemd.exec(5), "Process Exit Codes"
+		text = "systemd could not set it up (" + u.mainStatus + ")"
 	case u.mainStatus != "" && u.mainStatus != "0":
 		text = "its exit code was " + u.mainStatus
 	}
-	if said := d.said(ctx, u.id); said != "" {
+	if said := d.said(ctx, u); said != "" {
 		text += "; the journal has: " + said
 	}
 	return text
 }
 
 // said returns the last line that ov or ov-agent itself wrote to the journal for
-// the unit. What the service's own program wrote may hold secrets.
-func (d *doctor) said(ctx context.Context, name string) string {
-	if d.sys.Journalctl == nil {
+// the unit's last run. What the service's own program wrote may hold secrets.
+func (d *doctor) said(ctx context.Context, u *unit) string {
+	if d.sys.Journalctl == nil || len(u.invocation) != 32 || strings.Trim(u.invocation, "0123456789abcdef") != "" {
 		return ""
 	}
-	out, err := d.sys.Journalctl(ctx, "--no-pager", "--quiet", "--boot", "--output=cat", "--lines=50", "--unit="+name)
+	out, err := d.sys.Journalctl(ctx, "--no-pager", "--quiet", "--output=cat", "--lines=50", "_SYSTEMD_INVOCATION_ID="+u.invocation)
 	if err != nil {
 		return ""
 	}

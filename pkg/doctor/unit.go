@@ -27,15 +27,15 @@ const (
 // properties are what is asked of systemctl show, and all that is believed of
 // its answer.
 var properties = []string{
-	"Id", "LoadState", "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "User", "DynamicUser",
+	"Id", "LoadState", "ActiveState", "SubState", "Result", "ExecMainStatus", "User", "DynamicUser",
 	"ExecStart", "EnvironmentFiles", "Environment", "NeedDaemonReload", "FragmentPath", "DropInPaths",
-	"UnitFileState", "WorkingDirectory", "LimitMEMLOCKSoft",
+	"UnitFileState", "WorkingDirectory", "LimitMEMLOCKSoft", "InvocationID",
 }
 
 // unit is what systemd has loaded of a service.
 type unit struct {
 	id, loadState, activeState, subState, result string
-	mainStatus                                   string
+	mainStatus, invocation                       string
 	user                                         string // "" is root
 	dynamicUser, needReload                      bool
 	commands                                     []command
@@ -91,6 +91,8 @@ func parseShow(out []byte) (*unit, error) {
 			u.result = value
 		case "ExecMainStatus":
 			u.mainStatus = value
+		case "InvocationID":
+			u.invocation = value
 		case "User":
 			u.user = value
 		case "DynamicUser":
@@ -263,6 +265,8 @@ func (inv *invocation) flags(words []string) []string {
 	return words
 }
 
+func (u *unit) failed() bool { return u.activeState == "failed" || u.subState == "auto-restart" }
+
 // run returns the ov run that the service is started by.
 func (u *unit) run() (invocation, bool) {
 	for _, c := range u.commands {
@@ -322,7 +326,7 @@ func candidates(dir string) []string {
 		}
 		for _, file := range files {
 			for _, line := range settings(readText(file, maxUnitFile), "ExecStart") {
-				if f := strings.Fields(line); len(f) > 1 && filepath.Base(strings.TrimLeft(f[0], `-@:+!"`)) == "ov" && slices.Contains(f, "run") {
+				if f := strings.Fields(line); len(f) > 1 && filepath.Base(strings.Trim(f[0], `-@:+!"`)) == "ov" && slices.Contains(f, "run") {
 					found[name] = true
 				}
 			}
