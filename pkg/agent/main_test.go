@@ -368,7 +368,11 @@ func (a *testAgent) open(t testing.TB) *testAgent {
 
 func (a *testAgent) openWith(t testing.TB, key []byte) {
 	t.Helper()
-	if err := a.UnlockKey(t.Context(), locked(t, key)); err != nil {
+	taken, err := kek.LockedFrom(bytes.Clone(key)) // the agent's from here on
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.UnlockKey(t.Context(), taken); err != nil {
 		t.Fatal(err)
 	}
 }
