@@ -68,7 +68,7 @@ func (u *unit) only(expr string) (file string, ok bool) {
 	}
 	n := 0
 	for _, f := range u.files {
-		for line := range strings.Lines(readText(f, maxUnitFile)) {
+		for line := range strings.Lines(readText(f)) {
 			if found := len(re.FindAllString(strings.TrimSuffix(line, "\n"), -1)); found > 0 {
 				n += found
 				file = f

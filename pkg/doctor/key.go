@@ -128,19 +128,21 @@ func (d *doctor) key(ctx context.Context, s *subject) *vault.Session {
 		d.failErr("key", s.name, err, "ls -l "+safefile.Shell(k.path))
 		return nil
 	}
-	print := fingerprint(key)
+	id := fingerprint(key)
 	session, err := v.UnlockKey(ctx, key)
 	if err != nil {
 		s.failures++
-		d.keyRefused(ctx, s, k, v, print, err)
+		d.keyRefused(ctx, s, k, v, id, err)
 		return nil
 	}
 	level, scope := session.Scope()
 	opens := "all of the vault"
-	if level == vault.LevelApp {
+	switch level {
+	case vault.LevelApp:
 		opens = "app " + scope.App
-	} else if level == vault.LevelEnv {
+	case vault.LevelEnv:
 		opens = scope.String()
+	case vault.LevelAccount:
 	}
 	d.ok("key", s.name, "machine key %s opens %s", safefile.Quote(k.path), opens)
 	return session
@@ -149,12 +151,12 @@ func (d *doctor) key(ctx context.Context, s *subject) *vault.Session {
 // unreachable returns the first directory down to dir that the account may not
 // search, or "". Root's own look at a file does not tell.
 func unreachable(dir string, a account) string {
-	real, err := filepath.EvalSymlinks(dir)
+	way, err := filepath.EvalSymlinks(dir)
 	if err != nil || a.uid <= 0 {
 		return ""
 	}
 	at := ""
-	for _, name := range strings.Split(strings.TrimSuffix(real, "/"), "/") {
+	for _, name := range strings.Split(strings.TrimSuffix(way, "/"), "/") {
 		at += name + "/"
 		info, err := os.Stat(at)
 		if err != nil {
@@ -304,10 +306,10 @@ func fingerprint(key *kek.Locked) string {
 }
 
 // keyRefused says why the vault does not open with the key.
-func (d *doctor) keyRefused(ctx context.Context, s *subject, k keyFile, v *vault.Vault, print string, err error) {
+func (d *doctor) keyRefused(ctx context.Context, s *subject, k keyFile, v *vault.Vault, id string, err error) {
 	if list, lerr := v.MachineKeys(ctx); lerr == nil {
 		for _, old := range list {
-			if old.Fingerprint == print {
+			if old.Fingerprint == id {
 				s.old = old
 			}
 		}

@@ -325,7 +325,7 @@ func candidates(dir string) []string {
 			continue
 		}
 		for _, file := range files {
-			for _, line := range settings(readText(file, maxUnitFile), "ExecStart") {
+			for _, line := range settings(readText(file), "ExecStart") {
 				if f := strings.Fields(line); len(f) > 1 && filepath.Base(strings.Trim(f[0], `-@:+!"`)) == "ov" && slices.Contains(f, "run") {
 					found[name] = true
 				}
@@ -373,15 +373,15 @@ func settings(text, key string) []string {
 func (u *unit) text() string {
 	var b strings.Builder
 	for _, file := range u.files {
-		b.WriteString(readText(file, maxUnitFile))
+		b.WriteString(readText(file))
 		b.WriteByte('\n')
 	}
 	return b.String()
 }
 
-// readText returns a small regular file, or "".
-func readText(file string, limit int) string {
-	b, err := readFile(file, limit)
+// readText returns a unit's file, or "".
+func readText(file string) string {
+	b, err := readFile(file, maxUnitFile)
 	if err != nil {
 		return ""
 	}
