@@ -1,6 +1,7 @@
 package kek
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -124,7 +125,11 @@ func runKDF(ctx context.Context, key, password []byte, p Argon2id) error {
 	}
 	_ = inW.Close()
 	_, rerr := io.ReadFull(outR, key)
-	return errors.Join(cmd.Wait(), werr, rerr)
+	err = cmp.Or(cmd.Wait(), werr, rerr)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err() // rather than what came of it
+	}
+	return err
 }
 
 const kdfHeaderSize = 4 + 4 + 1 + SaltSize + 4
