@@ -564,6 +564,9 @@ func TestEnvFile(t *testing.T) {
 		s.sound()
 		u := s.units["myapp.service"]
 		u.props["ActiveState"], u.props["SubState"], u.props["Result"], u.props["ExecMainStatus"] = "failed", "failed", "exit-code", "3"
+		u.props["ExecMainStatus"] = "125" // ov's own, before the program could miss anything
+		s.one("service", "ov itself failed")
+		u.props["ExecMainStatus"] = "3"
 		bad := faults(s.run())
 		if len(bad) != 2 || bad[0].Check != "env-file" || bad[0].Problem != bak+" has LOG_LEVEL, which myapp/production has not" {
 			t.Fatalf("got %+v", bad)

@@ -105,9 +105,9 @@ func (d *doctor) compare(s *subject, file string, told map[string]bool) bool {
 		}
 		told[name] = true
 	}
-	// What runs has no need of them.
+	// What runs has no need of them, and what did not get so far did not miss them.
 	report := d.note
-	if s.unit.failed() && s.failures == 0 {
+	if s.unit.programFailed() && s.failures == 0 {
 		report = d.fail
 	}
 	if len(lost) > 0 {
@@ -123,7 +123,7 @@ func (d *doctor) compare(s *subject, file string, told map[string]bool) bool {
 		report("env-file", s.name, s.alsoNames(unused),
 			"the service does not get %s, which %s and %s have: its --secrets does not name them", strings.Join(unused, ", "), q, s.ref())
 	}
-	if s.unit.failed() && len(lost)+len(unused) > 0 {
+	if s.unit.programFailed() && len(lost)+len(unused) > 0 {
 		s.failures++
 	}
 	return len(lost)+len(unused) == 0

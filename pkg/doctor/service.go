@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -102,7 +101,7 @@ func (d *doctor) state(ctx context.Context, s *subject) {
 		d.ok("service", s.name, "is active (%s)", u.subState)
 	case u.failed():
 		fix := restart(s.name)
-		if s.failures == 0 && u.result == "exit-code" && !slices.Contains([]string{"125", "126", "127", "203"}, u.mainStatus) {
+		if s.failures == 0 && u.programFailed() {
 			fix = "journalctl -u " + safefile.Shell(s.name) + " -n 50" // not ov's affair
 		}
 		s.failures++

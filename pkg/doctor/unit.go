@@ -267,6 +267,13 @@ func (inv *invocation) flags(words []string) []string {
 
 func (u *unit) failed() bool { return u.activeState == "failed" || u.subState == "auto-restart" }
 
+// programFailed tells whether it was the service's own program that failed, and
+// not systemd (200 and up, systemd.exec(5) "Process Exit Codes") or ov before it.
+func (u *unit) programFailed() bool {
+	setUp := slices.Contains([]string{"125", "126", "127"}, u.mainStatus) || len(u.mainStatus) == 3 && u.mainStatus[0] == '2'
+	return u.failed() && u.result != "resources" && (u.result != "exit-code" || !setUp)
+}
+
 // run returns the ov run that the service is started by.
 func (u *unit) run() (invocation, bool) {
 	for _, c := range u.commands {
