@@ -41,6 +41,7 @@ var faults = []struct {
 	{"conflict", vault.ErrConflict, codes.Aborted},
 	{"dead-key", vault.ErrDeadKey, codes.FailedPrecondition},
 	{"unknown-key", vault.ErrUnknownKey, codes.Unauthenticated},
+	{"closed", vault.ErrClosed, codes.FailedPrecondition},
 	{"scope", vault.ErrScope, codes.PermissionDenied},
 	{"damaged", vault.ErrDamaged, codes.DataLoss},
 	{"invalid", vault.ErrInvalid, codes.InvalidArgument},
