@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -132,4 +133,18 @@ func TestRendezvous(t *testing.T) {
 	}
 	do(os.Chmod("/run/ov-agent", 0o755))
 	deploy.must("", show...)
+}
+
+// fails is run for what must end with the code and say these things.
+func (h *home) fails(code int, says []string, argv ...string) {
+	h.t.Helper()
+	r := h.run("", argv...)
+	if r.code != code {
+		h.t.Errorf("%s: exit code %d, not %d: %s%s", strings.Join(argv, " "), r.code, code, r.stdout, r.stderr)
+	}
+	for _, text := range says {
+		if !strings.Contains(r.stderr, text) {
+			h.t.Errorf("%s: %q is not in: %s", strings.Join(argv, " "), text, r.stderr)
+		}
+	}
 }

@@ -118,20 +118,6 @@ func (h *home) must(input string, argv ...string) string {
 	return r.stdout
 }
 
-// fails is run for what must end with the code and say these things.
-func (h *home) fails(code int, says []string, argv ...string) {
-	h.t.Helper()
-	r := h.run("", argv...)
-	if r.code != code {
-		h.t.Errorf("%s: exit code %d, not %d: %s%s", strings.Join(argv, " "), r.code, code, r.stdout, r.stderr)
-	}
-	for _, text := range says {
-		if !strings.Contains(r.stderr, text) {
-			h.t.Errorf("%s: %q is not in: %s", strings.Join(argv, " "), text, r.stderr)
-		}
-	}
-}
-
 // agent starts an agent that is stopped when the test ends, and returns its pid.
 func (h *home) agent(args ...string) {
 	h.t.Helper()
