@@ -76,7 +76,7 @@ func Run(ctx context.Context, sys *System, o Options) ([]Finding, error) {
 		}
 		d.service(ctx, s)
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && o.Unit == "" {
 		d.own(ctx)
 	}
 	return d.found, nil
@@ -254,6 +254,9 @@ func (d *doctor) subjects(ctx context.Context) ([]*subject, error) {
 		name, err := unitName(o.Unit)
 		if err != nil {
 			return nil, err
+		}
+		if name == agentUnit {
+			return nil, nil // it is looked at in any case
 		}
 		u, err := d.sys.show(ctx, name)
 		if err != nil {

@@ -312,6 +312,8 @@ func (s *site) mend(f Finding) {
 	s.t.Helper()
 	fix := strings.ReplaceAll(f.Fix, "sudo ", "")
 	fix = strings.Split(fix, " && systemctl ")[0] // not this machine's
+	// Nor need all of its disk be searched.
+	fix = strings.Replace(fix, `"$(stat -c %m `+s.key+`)"`, s.dir, 1)
 	out, err := exec.Command("bash", "-c", fix).CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("%s: %v\n%s", fix, err, out)
@@ -349,7 +351,7 @@ func TestKeyFile(t *testing.T) {
 		{name: "symlink", problem: "is a symbolic link", fault: func(s *site) error {
 			return errors.Join(os.Rename(s.key, filepath.Join(s.dir, "etc", "real key")), os.Symlink("real key", s.key))
 		}},
-		{name: "hard link", problem: "has 2 hard links", root: true, fault: func(s *site) error { return os.Link(s.key, s.key+".other") }},
+		{name: "hard link", problem: "has 2 hard links", fault: func(s *site) error { return os.Link(s.key, s.key+".other") }},
 		{name: "missing", problem: "no such file", derived: true, fault: func(s *site) error { return os.Remove(s.key) }},
 		{name: "31 bytes", problem: "has 31 bytes", derived: true, fault: func(s *site) error { return os.Truncate(s.key, 31) }},
 		{name: "directory", problem: "is a directory", derived: true, fault: func(s *site) error {
@@ -708,6 +710,10 @@ func TestAgent(t *testing.T) {
 	must(t, os.Chmod(s.sys.Rendezvous, 0o646))
 	s.mend(s.one("agent", "can be written by others"))
 	s.sound()
+
+	s.opt.Unit = "ov-agent"
+	s.sound()
+	s.opt.Unit = ""
 
 	s.opt.Version = "v2"
 	if !slices.ContainsFunc(s.run(), func(f Finding) bool { return f.State == Note && f.Problem == "is version v1, and this ov is v2" }) {

@@ -223,7 +223,7 @@ func (d *doctor) mendKey(s *subject, k keyFile, fix string) string {
 		return "sudo chown " + safefile.Shell(k.owner.name) + " " + q
 	case info.Mode().Perm() == 0o600 && info.Sys().(*syscall.Stat_t).Nlink != 1 && !strings.ContainsAny(k.path, `*?[\`):
 		// Hard links are on one file system: the one mounted at stat's %m.
-		return `sudo find "$(stat -c %m ` + q + `)" -xdev -samefile ` + q + " ! -path " + q + " -print -delete"
+		return `sudo find "$(stat -c %m ` + q + `)" -ignore_readdir_race -xdev -samefile ` + q + " ! -path " + q + " -print -delete"
 	}
 	return fix
 }
