@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"fmt"
@@ -392,6 +393,16 @@ func newCandidate(r store.Reader, p place, put Put) (c candidate, err error) {
 	return c, err
 }
 
+// inKeyOrder returns the order in which a store finds the places fastest.
+func inKeyOrder(places []place) []int {
+	order := make([]int, len(places))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(i, j int) int { return bytes.Compare(places[i].index[:], places[j].index[:]) })
+	return order
+}
+
 // version returns the newest version's number, 0 when there is none.
 func (c *candidate) version() uint32 {
 	if len(c.old) == 0 {
@@ -428,8 +439,8 @@ func (c *candidate) outcome(existing Existing) Outcome {
 // put plans the writes into the batch.
 func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, places []place, list []Put, opt PutOptions) ([]PutResult, error) {
 	candidates := make([]candidate, len(list))
-	for i, put := range list {
-		c, err := newCandidate(r, places[i], put)
+	for _, i := range inKeyOrder(places) {
+		c, err := newCandidate(r, places[i], list[i])
 		if err != nil {
 			return nil, err
 		}

@@ -31,6 +31,13 @@ type tree struct {
 	free     uint64 // page that lists the free pages
 	root     *page  // of the bucket of records
 	branches map[uint64]*page
+	leaves   [2]leaf // read last: one among metadata and one among values
+	oldest   int     // of leaves
+}
+
+type leaf struct {
+	id uint64
+	*page
 }
 
 const (
@@ -275,8 +282,24 @@ func (t *tree) raw(id, limit uint64, b []byte) ([]byte, error) {
 }
 
 // page reads a branch or leaf page. Branch pages are kept: there are few, and
-// every search passes them.
-func (t *tree) page(id uint64, flags uint32) (*page, error) { return t.pageInto(id, flags, nil) }
+// every search passes them. So are the last two leaves, for whoever asks in the
+// order of the keys.
+func (t *tree) page(id uint64, flags uint32) (*page, error) {
+	if flags != 0 { // only for the list of buckets
+		return t.pageInto(id, flags, nil)
+	}
+	for _, l := range t.leaves {
+		if l.page != nil && l.id == id {
+			return l.page, nil
+		}
+	}
+	p, err := t.pageInto(id, flags, nil)
+	if err == nil && p.leaf {
+		t.leaves[t.oldest] = leaf{id, p}
+		t.oldest = 1 - t.oldest
+	}
+	return p, err
+}
 
 // pageInto is page, with room to read a leaf page into.
 func (t *tree) pageInto(id uint64, flags uint32, room []byte) (*page, error) {
