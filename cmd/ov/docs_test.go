@@ -1,0 +1,185 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/opaquevault/ov/docs/manpage"
+)
+
+// everyCommand calls fn for ov and all commands below it that are to be seen.
+func everyCommand(cmd *cobra.Command, fn func(*cobra.Command)) {
+	fn(cmd)
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			everyCommand(c, fn)
+		}
+	}
+}
+
+// TestManPages: docs/man and docs/completions are what the commands say of
+// themselves. `make man` writes them. What cobra does not know of a command is in
+// testdata/man.
+func TestManPages(t *testing.T) {
+	pages := map[string][]byte{}
+	everyCommand(newRootCmd(""), func(cmd *cobra.Command) {
+		name := strings.ReplaceAll(cmd.CommandPath(), " ", "-")
+		more, err := os.ReadFile("testdata/man/" + name + ".md")
+		if errors.Is(err, fs.ErrNotExist) {
+			more, err = os.ReadFile("testdata/man/default.md")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pages[name+".1"], err = manpage.Page(cmd, "1", more); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := manpage.Golden("../../docs/man", "*.1", pages, *update); err != nil {
+		t.Error(err)
+	}
+
+	files := map[string][]byte{}
+	for shell, name := range map[string]string{"bash": "ov.bash", "zsh": "ov.zsh", "fish": "ov.fish"} {
+		var b bytes.Buffer
+		if err := shells[shell](newRootCmd(""), &b); err != nil {
+			t.Fatal(err)
+		}
+		files[name] = b.Bytes()
+	}
+	if err := manpage.Golden("../../docs/completions", "*", files, *update); err != nil {
+		t.Error(err)
+	}
+}
+
+// documents are the pages for people whose commands and links are tried.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	names := []string{"README.md", "CONTRIBUTING.md", "deploy/systemd/README.md"}
+	more, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(more) == 0 {
+		t.Fatal("no documents", err)
+	}
+	for _, name := range more {
+		names = append(names, "docs/"+filepath.Base(name))
+	}
+	pages := map[string]string{}
+	for _, name := range names {
+		b, err := os.ReadFile("../../" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages[name] = string(b)
+	}
+	return pages
+}
+
+// Commands of ov as they are shown: on a line of their own, behind a prompt, a
+// pipe or the like, or in quotation marks.
+var commandLines = []*regexp.Regexp{
+	regexp.MustCompile("(?m)^(?: {2,}|\\$ )(?:sudo |ExecStart=)?(?:/usr/local/bin/)?ov ([a-z-][^&|\\n>#;]*)"),
+	regexp.MustCompile("(?:\\| |&& |=)(?:/usr/local/bin/)?ov ([a-z-][^&|\\n>#;]*)"),
+	regexp.MustCompile("`(?:sudo )?ov ([a-z-][^`]*)`"),
+	regexp.MustCompile(`"(?:sudo )?ov ([a-z-][^"]*)"`),
+}
+
+// A fenced block is shown as it stands; indented, it is like any other code.
+var fenced = regexp.MustCompile("(?ms)^```[a-z]*\n.*?^```$")
+
+// TestDocumentedCommandsExist: each command that the pages and the examples of
+// commands show has the flags and arguments that it is shown with.
+func TestDocumentedCommandsExist(t *testing.T) {
+	texts := documents(t)
+	everyCommand(newRootCmd(""), func(cmd *cobra.Command) {
+		texts[cmd.CommandPath()+" --help"] = cmd.Long + "\n" + cmd.Example
+	})
+	for _, wrong := range []string{"secret list --nope", "secret set A B", "secrets list", "agent start now"} {
+		if tryCommandLine(wrong) == nil {
+			t.Errorf("ov %s is taken for a command", wrong)
+		}
+	}
+	tried := 0
+	for name, text := range texts {
+		text = strings.ReplaceAll(text, "\\\n", " ")
+		text = fenced.ReplaceAllStringFunc(text, func(block string) string {
+			return strings.ReplaceAll(block, "\n", "\n    ")
+		})
+		for _, re := range commandLines {
+			for _, m := range re.FindAllStringSubmatch(text, -1) {
+				if err := tryCommandLine(m[1]); err != nil {
+					t.Errorf("%s: ov %s: %v", name, m[1], err)
+				}
+				tried++
+			}
+		}
+	}
+	if tried < 80 {
+		t.Errorf("only %d commands were found in the documents", tried)
+	}
+}
+
+// tryCommandLine parses a command line and checks its arguments, but for words
+// that stand for others.
+func tryCommandLine(line string) error {
+	line = strings.TrimRight(line, " .,:)")
+	root := newRootCmd("")
+	cmd, rest, err := root.Find(words(line))
+	if err != nil {
+		return err
+	}
+	if len(rest) == 0 { // only named
+		return nil
+	}
+	if strings.HasPrefix(rest[0], "…") || strings.HasPrefix(rest[0], "...") {
+		return nil
+	}
+	cmd.InitDefaultHelpFlag()
+	err = cmd.ParseFlags(rest)
+	if errors.As(err, new(*pflag.ValueRequiredError)) { // only named
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if cmd.Flags().NArg() == 0 { // only its flags are the matter
+		return nil
+	}
+	return cmd.ValidateArgs(cmd.Flags().Args())
+}
+
+// words splits a line as a shell does, but for what these documents do not use.
+// Brackets, for what may be left out, are dropped.
+func words(line string) []string {
+	var list []string
+	plain := strings.NewReplacer("[", "", "]", "", `"`, "'")
+	for i, part := range strings.Split(plain.Replace(line), "'") {
+		if i%2 == 1 {
+			list = append(list, part)
+		} else {
+			list = append(list, strings.Fields(part)...)
+		}
+	}
+	return list
+}
+
+var link = regexp.MustCompile(`\]\(([^)#:\s]+)(?:#[^)]*)?\)`)
+
+// TestDocumentsLinkToFiles: what a page links to is there.
+func TestDocumentsLinkToFiles(t *testing.T) {
+	for name, text := range documents(t) {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join("../..", filepath.Dir(name), m[1])); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
