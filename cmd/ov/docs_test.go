@@ -143,6 +143,7 @@ func tryCommandLine(line string) error {
 		return nil
 	}
 	cmd.InitDefaultHelpFlag()
+	cmd.InitDefaultVersionFlag()
 	err = cmd.ParseFlags(rest)
 	if errors.As(err, new(*pflag.ValueRequiredError)) { // only named
 		return nil
@@ -180,6 +181,61 @@ func TestDocumentsLinkToFiles(t *testing.T) {
 			if _, err := os.Stat(filepath.Join("../..", filepath.Dir(name), m[1])); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
+		}
+	}
+}
+
+// A test as docs/SECURITY.md names it: folder, name, and for a script its file.
+var namedTest = regexp.MustCompile("`([a-z/]+)\\.((?:Test|Fuzz)\\w*)(?:/(\\w+))?`")
+
+// TestSecurityClaimsHaveTests: each test that docs/SECURITY.md names is there, and
+// each claim names one.
+func TestSecurityClaimsHaveTests(t *testing.T) {
+	page, err := os.ReadFile("../../docs/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{} // folder.name
+	testFunc := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w*)\(`)
+	named := namedTest.FindAllStringSubmatch(string(page), -1)
+	for _, m := range named {
+		dir, name, script := m[1], m[2], m[3]
+		if !found[dir] {
+			found[dir] = true
+			files, err := filepath.Glob("../../" + dir + "/*_test.go")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range files {
+				src, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range testFunc.FindAllSubmatch(src, -1) {
+					found[dir+"."+string(f[1])] = true
+				}
+			}
+		}
+		if !found[dir+"."+name] {
+			t.Errorf("there is no test %s in %s", name, dir)
+		}
+		if script != "" {
+			if _, err := os.Stat("../../" + dir + "/testdata/script/" + script + ".txtar"); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if len(named) < 80 {
+		t.Errorf("only %d tests are named", len(named))
+	}
+	_, claims, _ := strings.Cut(string(page), "\n## Claims and tests\n")
+	claims, _, ok := strings.Cut(claims, "\n## ")
+	if !ok {
+		t.Fatal("no claims were found")
+	}
+	for line := range strings.Lines(claims) {
+		if strings.HasPrefix(line, "| ") && line != "| claim | shown by |\n" && !namedTest.MatchString(line) {
+			t.Errorf("no test shows: %s", line)
 		}
 	}
 }
