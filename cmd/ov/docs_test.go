@@ -86,8 +86,8 @@ func documents(t *testing.T) map[string]string {
 // Commands of ov as they are shown: on a line of their own, behind a prompt, a
 // pipe or the like, or in quotation marks.
 var commandLines = []*regexp.Regexp{
-	regexp.MustCompile("(?m)^(?: {2,}|\\$ )(?:sudo |ExecStart=)?(?:/usr/local/bin/)?ov ([a-z-][^&|\\n>#;]*)"),
-	regexp.MustCompile("(?:\\| |&& |=)(?:/usr/local/bin/)?ov ([a-z-][^&|\\n>#;]*)"),
+	regexp.MustCompile(`(?m)^(?: {2,}|\$ )(?:sudo |ExecStart=)?(?:/usr/local/bin/)?ov ([a-z-][^&|\n>#;]*)`),
+	regexp.MustCompile(`(?:\| |&& |=)(?:/usr/local/bin/)?ov ([a-z-][^&|\n>#;]*)`),
 	regexp.MustCompile("`(?:sudo )?ov ([a-z-][^`]*)`"),
 	regexp.MustCompile(`"(?:sudo )?ov ([a-z-][^"]*)"`),
 }

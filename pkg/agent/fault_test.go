@@ -212,7 +212,7 @@ func TestClientIsLikeASession(t *testing.T) {
 		}
 		return list
 	}
-	nowhere, nonsense := vault.Ref{App: "shop", Env: "productoin"}, vault.Ref{App: "Shop!", Env: "x"}
+	nowhere, nonsense := vault.Ref{App: "shop", Env: "prod"}, vault.Ref{App: "Shop!", Env: "x"}
 	ctx := t.Context()
 	steps := []struct {
 		name string
