@@ -18,6 +18,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opaquevault/ov/pkg/hint"
 )
 
 func init() {
@@ -240,8 +242,8 @@ func withoutLockedMemory(t *testing.T) {
 			t.Errorf("%s: %v, %v", what, l, err)
 			continue
 		}
-		if !strings.Contains(err.Error(), "cannot lock") || !strings.Contains(hintOf(err), "ulimit -l") {
-			t.Errorf("%s: %v (%s)", what, err, hintOf(err))
+		if !strings.Contains(err.Error(), "cannot lock") || !strings.Contains(hint.Of(err), "ulimit -l") {
+			t.Errorf("%s: %v (%s)", what, err, hint.Of(err))
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/opaquevault/ov/pkg/hint"
 )
 
 // Children of the test binary play a role of their own.
@@ -178,8 +177,6 @@ func TestFallback(t *testing.T) {
 	play(t, "without memfd_secret")
 	play(t, "without locked memory")
 }
-
-func hintOf(err error) string { return hint.Of(err) }
 
 func TestDoPassesPanics(t *testing.T) {
 	defer func() {
