@@ -396,6 +396,89 @@ func TestShortFiles(t *testing.T) {
 	}
 }
 
+// A machine that loses power in a write has written any part of what was not
+// flushed yet: the records are the old ones, until the last flush, of the meta
+// page, the new ones at most.
+func TestPowerCut(t *testing.T) {
+	s := fresh(t, records(400))
+	if err := write1(s, "key0100"); err != nil {
+		t.Fatal(err)
+	}
+	load := func() (image, map[string]string) {
+		t.Helper()
+		b, err := os.ReadFile(s.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := scan(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b, got
+	}
+	old, before := load()
+	err := s.Update(t.Context(), func(store.Reader) (b store.Batch, err error) {
+		for i := range 300 {
+			b.Put(fmt.Appendf(nil, "key%04d", 2*i), bytes.Repeat([]byte{9}, 700))
+		}
+		return b, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, after := load()
+	const sector = 512
+	at := func(m image, sector int) []byte {
+		if sector*512 >= len(m) {
+			return make([]byte, 512)
+		}
+		return m[sector*512 : (sector+1)*512]
+	}
+	var data []int // sectors that the write has changed
+	meta := -1
+	for i := range len(next) / sector {
+		switch {
+		case bytes.Equal(at(old, i), at(next, i)):
+		case i*sector%old.pageSize() == 0 && i*sector/old.pageSize() < 2:
+			meta = i
+		default:
+			data = append(data, i)
+		}
+	}
+	if meta < 0 || len(data) < 20 {
+		t.Fatalf("changed: meta page at %d, %d other sectors", meta, len(data))
+	}
+	rnd := rand.New(rand.NewPCG(11, 12))
+	for round := range 300 {
+		size := len(old) // the file grows before anything else
+		if rnd.IntN(4) > 0 {
+			size = len(next)
+		}
+		m := make(image, size)
+		copy(m, old)
+		share := rnd.IntN(101)
+		for _, i := range data {
+			if rnd.IntN(100) < share && i*sector < size {
+				copy(at(m, i), at(next, i))
+			}
+		}
+		if got, err := scan(m.file(t)); err != nil || !maps.Equal(got, before) {
+			t.Fatalf("round %d: %d records before the meta page: %v", round, len(got), err)
+		}
+	}
+	for n := range headerSize + metaSize + 1 {
+		m := slices.Clone(next)
+		copy(at(m, meta)[n:], at(old, meta)[n:])
+		got, err := scan(m.file(t))
+		if err != nil || !maps.Equal(got, before) && !maps.Equal(got, after) {
+			t.Fatalf("%d bytes of the meta page: %d records: %v", n, len(got), err)
+		}
+		if last := n == headerSize+metaSize; last != maps.Equal(got, after) && last {
+			t.Fatal("the whole meta page, and the old records")
+		}
+	}
+}
+
 // Pages full of zeros, of noise, or of another page: an error, or the records
 // that were there; a write keeps them.
 func TestLostPages(t *testing.T) {
