@@ -397,7 +397,7 @@ func TestFloods(t *testing.T) {
 				return err == nil && st.Unlocked
 			})
 			used := memoryOf(t, d.Process.Pid)
-			if used > 256<<20 && !raceEnabled {
+			if used > 256<<20 {
 				t.Errorf("the agent takes %d MiB", used>>20)
 			}
 			t.Logf("%d connections; the agent took at most %d MiB", connections.Load(), used>>20)
@@ -554,8 +554,9 @@ func putInto(t *testing.T, hello []byte, stream agentv1.Agent_PutClient, n int) 
 }
 
 func TestPutTooLarge(t *testing.T) {
-	a := newAgent(t).open(t)
-	c := a.client(t)
+	h := newHome(t)
+	d := h.run(t, "--machine-key", h.key)
+	c := d.client(t)
 	list := secretsOf(maxPut + 1<<20)
 	_, err := c.Put(t.Context(), other, list, vault.PutOptions{})
 	if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "more than 67108864 bytes of secrets at once") {
@@ -564,8 +565,8 @@ func TestPutTooLarge(t *testing.T) {
 	if got, err := c.List(t.Context(), other); err != nil || len(got) != 1 {
 		t.Errorf("something was written: %d, %v", len(got), err)
 	}
-	// What it held is given back.
-	for range 3 {
+	// What it held is given back: there is room for as much, four times.
+	for range 4 {
 		if _, err := c.Put(t.Context(), other, list[:300], vault.PutOptions{DryRun: true}); err != nil {
 			t.Fatal(err)
 		}
@@ -584,16 +585,13 @@ func TestPutTooLarge(t *testing.T) {
 }
 
 // A process that fills its share of what Puts may hold, and stalls, leaves room
-// to others, and loses its own when its time is over.
+// to others, and has it again when it lets go.
 func TestStalledPutsLeaveRoom(t *testing.T) {
-	a := newAgent(t)
-	a.timeout = 3 * patience
-	a.open(t)
-	c := a.client(t)
-	var streams []agentv1.Agent_PutClient
+	h := newHome(t)
+	d := h.run(t, "--machine-key", h.key)
+	c, stalled := d.client(t), d.client(t)
 	for range 2 {
-		hello, stream := openPut(t, c, other)
-		streams = append(streams, stream)
+		hello, stream := openPut(t, stalled, other)
 		if err := putInto(t, hello, stream, maxPut/2-2<<20); err != nil {
 			t.Fatal(err)
 		}
@@ -602,19 +600,29 @@ func TestStalledPutsLeaveRoom(t *testing.T) {
 		_, err := c.Put(t.Context(), other, secretsOf(6<<20), vault.PutOptions{DryRun: true})
 		return errors.Is(err, ErrLimit)
 	})
-	out, err := child("put", a.socket, fmt.Sprint(8<<20)).Output()
+	out, err := child("put", h.socket, fmt.Sprint(8<<20)).Output()
 	var said string
 	if err := errors.Join(err, json.Unmarshal(out, &said)); err != nil || said != "" {
 		t.Errorf("another process: %v, %q", err, said)
 	}
-	for _, stream := range streams {
-		if err := stream.RecvMsg(new(agentv1.SealedResponse)); !errors.Is(fromStatus(err), context.DeadlineExceeded) {
-			t.Errorf("a stalled Put ended with: %v", err)
-		}
+	served(t, h.socket, 5)
+	_ = stalled.Close()
+	wait(t, "there is room again", func() bool {
+		_, err := c.Put(t.Context(), other, secretsOf(6<<20), vault.PutOptions{DryRun: true})
+		return err == nil
+	})
+}
+
+// Whoever stalls loses the place when its time is over.
+func TestStalledPutEnds(t *testing.T) {
+	a := newAgent(t)
+	a.timeout = 500 * time.Millisecond
+	a.open(t)
+	_, stream := openPut(t, a.client(t), other)
+	if err := stream.RecvMsg(new(agentv1.SealedResponse)); !errors.Is(fromStatus(err), context.DeadlineExceeded) {
+		t.Errorf("a stalled Put ended with: %v", err)
 	}
-	if _, err := c.Put(t.Context(), other, secretsOf(8<<20), vault.PutOptions{DryRun: true}); err != nil {
-		t.Errorf("afterwards: %v", err)
-	}
+	a.timeout = requestTimeout
 }
 
 // stuckStore is a vault's file that is read only once it is let go.
@@ -680,24 +688,62 @@ func TestRequestsInFlight(t *testing.T) {
 	if out := <-done; !strings.Contains(out, `"Right":1`) {
 		t.Errorf("the other process: %s", out)
 	}
-	// As many as like to, when each is done in time: more than this process may
-	// have connections and requests.
-	b.admitWait = 10 * time.Second
-	var wg sync.WaitGroup
-	for range 300 {
-		wg.Go(func() {
-			if err := askOnce(b.socket, 0); err != nil {
-				t.Errorf("one of 300 at once: %v", err)
-			}
-		})
+}
+
+// A client for which there is no place, because others of its process have all
+// and use them, waits for one.
+func TestClientWaitsForAPlace(t *testing.T) {
+	h := newHome(t)
+	h.run(t, "--machine-key", h.key)
+	const most = 64 // peer.DefaultLimits, for one process
+	var others []*attacker
+	for range most {
+		a, err := attack(h.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = a.Close() }()
+		if err := a.greet(); err != nil {
+			t.Fatal(err)
+		}
+		a.drain()
+		others = append(others, a)
 	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for { // nobody is silent
+			for _, a := range others {
+				_ = a.WriteSettings()
+			}
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+	done := make(chan error, 1)
+	go func() { done <- askOnce(h.socket, 0) }()
+	select {
+	case err := <-done:
+		t.Errorf("it did not wait: %v", err)
+	case <-time.After(500 * time.Millisecond):
+	}
+	close(stop)
 	wg.Wait()
+	for _, a := range others {
+		_ = a.Close()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // An import of 100,000 secrets, while others read.
 func TestLargeImport(t *testing.T) {
 	count := 100_000
-	if raceEnabled || testing.Short() {
+	if testing.Short() {
 		count = 5_000
 	}
 	h := newHome(t)
@@ -754,7 +800,7 @@ func TestLargeImport(t *testing.T) {
 // right, or that it is locked.
 func TestManyProcessesWhileLockToggles(t *testing.T) {
 	h := newHome(t)
-	d := h.run(t, "--machine-key", h.key)
+	d := run(t, child("daemon", h.socket, h.vault, h.key), h.socket)
 	c := d.client(t)
 	ctx, stop := context.WithCancel(t.Context())
 	var toggling sync.WaitGroup

@@ -27,7 +27,7 @@ type Client struct {
 
 // connectWait bounds how long Connect waits for an agent that is still starting,
 // or closes connections because there are too many.
-const connectWait = 5 * time.Second
+const connectWait = 10 * time.Second
 
 // Connect connects to the agent at target, which answers by then. The caller
 // closes the client. The errors are those of peer.Target.Dial.

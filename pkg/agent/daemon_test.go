@@ -89,9 +89,7 @@ func run(t testing.TB, cmd *exec.Cmd, socket string) *realAgent {
 func launch(t testing.TB, cmd *exec.Cmd, socket string) *realAgent {
 	t.Helper()
 	d := &realAgent{Cmd: cmd, socket: socket, logged: &logBuffer{}, exited: make(chan struct{})}
-	if cmd.Stderr == nil {
-		cmd.Stderr = d.logged
-	}
+	cmd.Stderr = d.logged
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

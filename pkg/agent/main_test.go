@@ -47,6 +47,16 @@ func beChild(mode string, args []string) int {
 		result = ask(args[0], args[1])
 	case "connect": // SOCKET: connect as any program can, and see whether that lasts
 		result = connectRaw(args[0])
+	case "daemon": // SOCKET VAULT KEY: be ov-agent
+		d := Daemon{
+			Socket: args[0], Vault: args[1], MachineKey: args[2], Idle: time.Hour, Version: "test",
+			Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		}
+		if err := d.Run(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
 	case "put": // SOCKET N: write a value of N bytes in pieces, as an import would
 		result = put(args[0], args[1])
 	default:
@@ -456,7 +466,9 @@ func absent(t testing.TB, where string, seen []byte, control string, secrets ...
 	}
 }
 
-// programs builds the programs once, with the race detector if the test has it.
+// programs builds the programs once, without the race detector: what others
+// wait for while the agent is busy is worth knowing of the agent as it is. The
+// child "daemon" is the agent with the race detector.
 var programs = sync.OnceValues(func() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "ov-bin-"); err != nil {
 		return "", err
@@ -464,12 +476,8 @@ var programs = sync.OnceValues(func() (dir string, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil { // for other accounts
 		return dir, err
 	}
-	args := []string{"build", "-tags=grpcnotrace", "-buildvcs=false", "-o", dir}
-	if raceEnabled {
-		args = append(args, "-race")
-	}
-	cmd := exec.Command("go", append(args, "../../cmd/ov", "../../cmd/ov-agent")...)
-	cmd.Env = append(os.Environ(), "GOFLAGS=")
+	cmd := exec.Command("go", "build", "-tags=grpcnotrace", "-buildvcs=false", "-o", dir, "../../cmd/ov", "../../cmd/ov-agent")
+	cmd.Env = append(os.Environ(), "GOFLAGS=", "CGO_ENABLED=0")
 	if kek.Erasing {
 		cmd.Env = append(cmd.Env, "GOEXPERIMENT=runtimesecret")
 	}
