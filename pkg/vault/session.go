@@ -516,6 +516,10 @@ func (s *Session) DeleteApp(ctx context.Context, slug string) error {
 		if err != nil {
 			return nil, err
 		}
+		kek.Do(func() { _, err = s.checkedAppKey(a) }) // its id says what goes
+		if err != nil {
+			return nil, err
+		}
 		b.Delete(appKeyOf(slug))
 		for _, kind := range []byte{kindEnv, kindData, kindValue} {
 			if err := deleteAll(r, &b, append([]byte{kind}, a.id[:]...)); err != nil {
@@ -536,6 +540,10 @@ func (s *Session) DeleteEnv(ctx context.Context, ref Ref) error {
 		}
 		if s.level == LevelEnv {
 			return nil, fmt.Errorf("%w: the key is for env %s", ErrScope, s.scopeName())
+		}
+		kek.Do(func() { _, err = s.envKey(e) }) // its id says what goes
+		if err != nil {
+			return nil, err
 		}
 		b.Delete(envKeyOf(e.app.id, e.slug))
 		for _, kind := range []byte{kindData, kindValue} {

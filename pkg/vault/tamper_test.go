@@ -195,7 +195,7 @@ func readKind(t testing.TB, m *memory, s *Session, key string, ref Ref) error {
 		f, _ := setup(t)
 		return openAny(t, m, f)
 	case kindData:
-		_, err := s.describeAll(m, ref)
+		_, err := s.describeAll(ref)
 		return err
 	}
 	// A value: lists do not need it.
@@ -213,9 +213,9 @@ func readKind(t testing.TB, m *memory, s *Session, key string, ref Ref) error {
 }
 
 // describeAll reads the history of every secret.
-func (s *Session) describeAll(m *memory, ref Ref) (out []Version, err error) {
+func (s *Session) describeAll(ref Ref) (out []Version, err error) {
 	for name := range fixtureValues[ref] {
-		h, herr := s.History(nil, ref, name) //nolint:staticcheck // memory takes no context
+		h, herr := s.History(context.Background(), ref, name)
 		out, err = append(out, h...), errors.Join(err, herr)
 	}
 	return out, err
@@ -252,10 +252,10 @@ func TestMendedChecksums(t *testing.T) {
 					errs = []error{second(full.List(t.Context(), ref)), full.CreateApp(t.Context(), "new"), full.RotateApp(t.Context(), "myapp"),
 						derive(full, Ref{}), derive(full, Ref{App: "myapp"}), full.Check(t.Context()), full.DeleteApp(t.Context(), "myapp")}
 				case kindApp:
-					errs = []error{second(full.List(t.Context(), ref)), full.CreateEnv(t.Context(), Ref{key[1:], "new"}), full.RotateApp(t.Context(), key[1:]),
+					errs = []error{second(full.List(t.Context(), ref)), full.CreateEnv(t.Context(), Ref{key[1:], "new"}), full.RotateApp(t.Context(), key[1:]), full.DeleteApp(t.Context(), key[1:]),
 						derive(full, Ref{App: key[1:]})}
 				case kindEnv:
-					errs = []error{second(full.List(t.Context(), ref)), derive(full, ref), full.RotateApp(t.Context(), ref.App)}
+					errs = []error{second(full.List(t.Context(), ref)), derive(full, ref), full.RotateApp(t.Context(), ref.App), full.DeleteEnv(t.Context(), ref)}
 				case kindKey:
 					errs = []error{openAny(t, m, f)}
 				}
