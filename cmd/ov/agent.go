@@ -270,5 +270,6 @@ func newAgentUnlockCmd(g *globals) *cobra.Command {
 		})
 	cmd.Flags().StringVar(&u.machineKey, "machine-key", "", "unlock with this machine key")
 	passwordStdinFlag(cmd, u, "read the master password from the first line of standard input")
+	cmd.MarkFlagsMutuallyExclusive("machine-key", "password-stdin")
 	return cmd
 }

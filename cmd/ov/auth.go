@@ -288,6 +288,7 @@ secrets. "ov auth machine-keys" lists the keys that were made.`,
 	f.BoolVar(&force, "force", false, "replace an existing file")
 	f.StringVar(&u.machineKey, "machine-key", "", "derive from this machine key in place of the master password")
 	passwordStdinFlag(cmd, u, "read the master password from the first line of standard input")
+	cmd.MarkFlagsMutuallyExclusive("machine-key", "password-stdin")
 	return cmd
 }
 

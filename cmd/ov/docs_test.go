@@ -239,3 +239,29 @@ func TestSecurityClaimsHaveTests(t *testing.T) {
 		}
 	}
 }
+
+// TestGuideIsWhatIsTested: the commands that test/systemd runs as those of the
+// guide are those that docs/GUIDE.md prints.
+func TestGuideIsWhatIsTested(t *testing.T) {
+	page, err := os.ReadFile("../../docs/GUIDE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := os.ReadFile("../../test/systemd/guide_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	oneLine := func(s string) string {
+		return strings.Join(strings.Fields(strings.ReplaceAll(s, "\\\n", " ")), " ")
+	}
+	guide := oneLine(string(page))
+	tested := regexp.MustCompile("(?m)^\tguide\\w+ *= `([^`]+)`").FindAllStringSubmatch(string(src), -1)
+	for _, m := range tested {
+		if line := oneLine(m[1]); !strings.Contains(guide, line) {
+			t.Errorf("the guide does not print: %s", line)
+		}
+	}
+	if len(tested) < 15 {
+		t.Errorf("only %d commands are tested", len(tested))
+	}
+}
