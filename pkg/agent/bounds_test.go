@@ -702,7 +702,7 @@ func TestClientWaitsForAPlace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = a.Close() }()
+		t.Cleanup(func() { _ = a.Close() })
 		if err := a.greet(); err != nil {
 			t.Fatal(err)
 		}

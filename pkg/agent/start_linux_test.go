@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -144,19 +145,16 @@ func detached(t *testing.T, h *home, st Status) {
 			t.Errorf("descriptor %s is %s", fd.Name(), to)
 		}
 	}
-	// RLIMIT_CORE=0, and not dumpable: its files in /proc are root's.
-	limits, err := os.ReadFile(proc + "/limits")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
-		t.Errorf("it may dump core:\n%s", limits)
+	if limits, err := os.ReadFile(proc + "/limits"); err != nil || !coreLimit.Match(limits) {
+		t.Errorf("it may dump core: %v\n%s", err, limits)
 	}
 	info, err := os.Stat(h.dir + "/state/ov/agent.log")
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the log: %v, %v", info, err)
 	}
 }
+
+var coreLimit = regexp.MustCompile(`(?m)^Max core file size +0 +0 `)
 
 // Why an agent could not start is said once, by the program that was called,
 // with what to do about it; and nothing is left running.
@@ -544,6 +542,38 @@ func TestNotifyAndWatchdog(t *testing.T) {
 	if d.err != nil {
 		t.Error(d.err)
 	}
+}
+
+// A server whose state cannot be looked at says nothing to the watchdog.
+func TestWatchdogOfAnAgentThatHangs(t *testing.T) {
+	a := newAgent(t)
+	n := newNotify(t, shortDir(t))
+	t.Setenv("NOTIFY_SOCKET", n.path)
+	t.Setenv("WATCHDOG_USEC", "100000")
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		watchdog(ctx, a.Server)
+		close(done)
+	}()
+	if got := n.next(t, 5*time.Second); got != "WATCHDOG=1" {
+		t.Errorf("%q", got)
+	}
+	a.mu.Lock()
+	for range 3 { // what was on its way
+		_ = n.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_, _ = n.Read(make([]byte, 100))
+	}
+	_ = n.SetReadDeadline(time.Now().Add(time.Second))
+	if k, err := n.Read(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes from a server that hangs", k)
+	}
+	a.mu.Unlock()
+	if got := n.next(t, 5*time.Second); got != "WATCHDOG=1" {
+		t.Errorf("%q", got)
+	}
+	stop()
+	<-done
 }
 
 // An agent that cannot start never says that it is ready.

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -167,8 +169,53 @@ func TestRootIsServedByAnAccountsAgent(t *testing.T) {
 	if _, err := c.Put(t.Context(), shop, []vault.Put{{Name: "BY_ROOT", Value: []byte("x")}}, vault.PutOptions{}); err != nil {
 		t.Error(err)
 	}
+	if owner(t, path) != stranger {
+		t.Error("the vault's file changed hands")
+	}
+	// PR_SET_DUMPABLE=0: what of it other processes of the account could read or
+	// trace is root's (proc(5)); and RLIMIT_CORE=0.
+	proc := fmt.Sprintf("/proc/%d/", d.Process.Pid)
+	for _, name := range []string{"mem", "maps", "environ", "fd"} {
+		if uid := owner(t, proc+name); uid != 0 {
+			t.Errorf("%s is open to uid %d", name, uid)
+		}
+	}
+	if limits, err := os.ReadFile(proc + "limits"); err != nil || !coreLimit.Match(limits) {
+		t.Errorf("it may dump core: %v\n%s", err, limits)
+	}
+}
+
+func owner(t *testing.T, path string) uint32 {
+	t.Helper()
 	info, err := os.Stat(path)
-	if err != nil || info.Sys().(*syscall.Stat_t).Uid != stranger {
-		t.Errorf("the vault's file changed hands: %v", err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Sys().(*syscall.Stat_t).Uid
+}
+
+// An agent that cannot lock its memory does not start, and says what to raise.
+func TestNoLockedMemoryNoAgent(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("taking locked memory from a process needs another account: root is not limited")
+	}
+	for args, detached := range map[string]bool{"--foreground --locked": false, "--locked": true} {
+		h := newHome(t)
+		cmd := exec.Command("/bin/sh", "-c", `ulimit -l 0 && exec "$0" `+args, program(t, "ov-agent"))
+		cmd.Env, cmd.Dir = h.env, "/"
+		if err := filepath.WalkDir(h.dir, func(path string, _ os.DirEntry, err error) error {
+			return errors.Join(err, os.Chown(path, stranger, stranger))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
+		out, err := cmd.CombinedOutput()
+		if exitCode(err) != 1 || !strings.HasPrefix(string(out), "ov-agent: cannot lock 32 bytes of memory: ") ||
+			!strings.HasSuffix(string(out), "\n  hint: raise the limit of locked memory: ulimit -l, or LimitMEMLOCK= in the unit\n") {
+			t.Errorf("detached %v: %v, %q", detached, err, out)
+		}
+		if _, err := os.Lstat(h.socket); err == nil {
+			t.Errorf("detached %v: it made a socket", detached)
+		}
 	}
 }
