@@ -120,7 +120,8 @@ func (h *home) kill(op operation, c course, kind int) (ended bool) {
 	case 0: // anywhere
 		time.Sleep(time.Duration(rand.Int64N(int64(c.took + c.took/10))))
 	case 1, 2: // after an event
-		h.await(w, func(events, _ int) bool { return events > rand.IntN(c.events+1) }, c)
+		target := rand.IntN(c.events + 1)
+		h.await(w, func(events, _ int) bool { return events > target }, c)
 		time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond)
 	default: // in the middle of the writes, which is where the commit is
 		target := rand.IntN(c.writes + 1)
@@ -259,8 +260,8 @@ func TestKilled(t *testing.T) {
 			}
 			t.Logf("%d kills within %v (%d events, %d writes): %d times before it took effect, %d after, of which %d at the end",
 				n, c.took.Round(time.Millisecond), c.events, c.writes, not, happened, ended)
-			if n >= 50 && (not < n/10 || happened-ended < 1 && happened < n/20) {
-				t.Errorf("%d kills: not the test it should be", n)
+			if not == 0 || happened == 0 {
+				t.Error("not the test it should be")
 			}
 		})
 	}
@@ -345,7 +346,7 @@ func TestKilledInit(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills within %v: %d times no vault, %d times a vault, %d files left", n, c.took.Round(time.Millisecond), none, made, left)
-	if n >= 50 && (made == 0 || none == 0 || left == 0) {
+	if made == 0 || none == 0 || left == 0 {
 		t.Error("not the test it should be")
 	}
 }
