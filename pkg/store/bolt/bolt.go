@@ -2,7 +2,8 @@
 //
 // bbolt locks its file, so nobody keeps it open between operations: every View
 // and Update opens it, works and closes it. Readers share; a writer excludes
-// everybody, for about a millisecond.
+// everybody, for about a millisecond and as long as it takes to look through the
+// file: see tree.
 package bolt
 
 import (
@@ -94,7 +95,9 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// View implements store.Store.
+// View implements store.Store. It must not be called from within another
+// operation on a vault in the same directory: a writer between the two would
+// wait for the outer one and keep the inner one waiting.
 func (s *Store) View(ctx context.Context, fn func(store.Reader) error) error {
 	f, t, err := s.open(ctx, os.O_RDONLY)
 	if err != nil {
