@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -487,12 +488,12 @@ var programs = sync.OnceValues(func() (dir string, err error) {
 	return dir, nil
 })
 
-var programsUsed bool
+var programsUsed atomic.Bool
 
 // program returns the path of ov or ov-agent.
 func program(t testing.TB, name string) string {
 	t.Helper()
-	programsUsed = true
+	programsUsed.Store(true)
 	dir, err := programs()
 	if err != nil {
 		t.Fatal(err)
@@ -501,7 +502,7 @@ func program(t testing.TB, name string) string {
 }
 
 func removeShared() {
-	if programsUsed {
+	if programsUsed.Load() {
 		if dir, _ := programs(); dir != "" {
 			_ = os.RemoveAll(dir)
 		}
