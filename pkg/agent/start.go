@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +57,11 @@ func Start(program string, args []string) error {
 	cmd := exec.Command(program, append(args, ReadyFlag)...)
 	cmd.Stdin, cmd.Stderr = os.Stdin, os.Stderr
 	cmd.ExtraFiles = []*os.File{w} // becomes readyFD
+	// An interrupt at the prompt is the agent's, which puts the terminal right and
+	// ends. Nobody gets the terminal back before that: this process waits.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT)
+	defer signal.Stop(signals)
 	err = cmd.Start()
 	_ = w.Close()
 	if err != nil {

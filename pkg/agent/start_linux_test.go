@@ -357,6 +357,15 @@ func TestInterruptAtTheQuestion(t *testing.T) {
 	if err := cmd.Wait(); err == nil {
 		t.Fatalf("it went on: %q", screen.String())
 	}
+	lock, err := os.Open(h.socket + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	wait(t, "the agent has ended, too", func() bool {
+		return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+	})
+	_ = lock.Close()
 	h.run(t, "--locked")
 }
 
