@@ -80,7 +80,14 @@ func Start(program string, args []string) error {
 		text, advice, _ := strings.Cut(rest, "\x00")
 		return hint.Wrap(errors.New(text), advice)
 	}
-	if err := cmd.Wait(); err != nil {
+	err = cmd.Wait()
+	select {
+	case s := <-signals: // now end of it too
+		signal.Reset(s)
+		_ = syscall.Kill(os.Getpid(), s.(syscall.Signal))
+	default:
+	}
+	if err != nil {
 		return fmt.Errorf("%s ended before it was ready: %w", program, err)
 	}
 	return fmt.Errorf("%s ended before it was ready", program)
