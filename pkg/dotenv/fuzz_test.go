@@ -152,7 +152,7 @@ func render(pairs []Pair) (file []byte, kept []Pair) {
 			quote = "'"
 		case !cr && fits("`"):
 			quote = "`"
-		case fits(`"`) && !strings.Contains(v, `\\`) && !strings.Contains(v, `\n`) && !strings.Contains(v, `\r`):
+		case fits(`"`) && !strings.Contains(v, `\\`) && !strings.Contains(v, `\n`) && !strings.Contains(v, `\r`) && !strings.Contains(v, "\\\r"):
 			quote, escape = `"`, true
 		case !cr && v != "" && !strings.ContainsAny(v, "\n#'\"`") && !hasSeparator(p.Value) && strings.TrimFunc(v, func(r rune) bool {
 			return r == ' ' || r == '\t' || isOddSpace(r)
@@ -161,7 +161,7 @@ func render(pairs []Pair) (file []byte, kept []Pair) {
 			continue
 		}
 		if escape {
-			v = strings.ReplaceAll(strings.ReplaceAll(v, "\n", `\n`), "\r", `\r`)
+			v = strings.ReplaceAll(v, "\r", `\r`)
 		}
 		file = fmt.Appendf(file, "%s=%s%s%s\n", p.Name, quote, v, quote)
 		kept = append(kept, p)
