@@ -93,9 +93,11 @@ test-unit: ## all that plain `go test` can run, with the race detector
 test-memory: build ## scans the memory of a real agent for keys and values (root, Linux)
 	$(gotest) -show -count=1 -timeout 10m ./test/memory/...
 
-.PHONY: test-faults
+.PHONY: test-faults faults
 test-faults: build ## kill -9 at random points, many processes at once
-	$(gotest) -show -count=1 -timeout 15m ./test/faults/...
+	OV_FAULTS=$${OV_FAULTS:-40} $(gotest) -show -count=1 -timeout 60m ./test/faults/...
+faults: ## the same with 500 kills of each operation
+	OV_FAULTS=500 $(MAKE) test-faults
 
 .PHONY: test-systemd
 test-systemd: build ## the migration guide in a real systemd (root, Debian)
@@ -159,6 +161,9 @@ generate-check: $(PROTOC_GEN) $(PROTOC_GRPC)
 install: build ## into PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 0755 bin/ov bin/ov-agent $(DESTDIR)$(PREFIX)/bin/
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 0644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -m 0644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
 
 .PHONY: clean
 clean: ## all but the tools, which take minutes to build
