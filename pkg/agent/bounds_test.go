@@ -584,6 +584,16 @@ func TestPutTooLarge(t *testing.T) {
 	}
 }
 
+// Secrets without a name or value take no bytes to speak of, but memory.
+func TestPutOfTooMany(t *testing.T) {
+	a := newAgent(t).open(t)
+	c := a.client(t)
+	_, err := c.Put(t.Context(), other, make([]vault.Put, vault.MaxBatch+20_000), vault.PutOptions{})
+	if !errors.Is(err, vault.ErrInvalid) || !strings.Contains(err.Error(), "more than 200000 secrets at once") {
+		t.Errorf("%v", err)
+	}
+}
+
 // A process that fills its share of what Puts may hold, and stalls, leaves room
 // to others, and has it again when it lets go.
 func TestStalledPutsLeaveRoom(t *testing.T) {

@@ -208,6 +208,9 @@ func (s service) Put(stream grpc.ClientStreamingServer[agentv1.PutRequest, agent
 		if err != nil {
 			return err
 		}
+		if len(puts) > vault.MaxBatch { // what is empty takes memory all the same
+			return fmt.Errorf("more than %d secrets at once: %w", vault.MaxBatch, vault.ErrInvalid)
+		}
 	}
 	if first == nil {
 		return fmt.Errorf("%w: a Put without a message", vault.ErrInvalid)
