@@ -22,6 +22,9 @@ import (
 // ErrNoTerminal says that there is nobody to ask.
 var ErrNoTerminal = errors.New("there is no terminal to ask on")
 
+// maxAnswer bounds what is typed, in bytes; a terminal's line holds 4,096.
+const maxAnswer = 4096
+
 // Secret asks on the controlling terminal, without echo. The answer may be
 // empty. It fails with ErrNoTerminal when there is no terminal.
 func Secret(question string) (*kek.Locked, error) {
@@ -44,13 +47,9 @@ func Secret(question string) (*kek.Locked, error) {
 	if _, err := fmt.Fprint(tty, question); err != nil {
 		return nil, err
 	}
-	var answer *kek.Locked
-	kek.Do(func() {
-		var line []byte
-		if line, err = term.ReadPassword(fd); err == nil {
-			answer, err = kek.LockedFrom(line)
-		}
-	})
+	// Not term.ReadPassword: it sets the terminal again, and an interrupt just
+	// before that would leave it without echo.
+	answer, err := Line(tty, maxAnswer)
 	_, _ = fmt.Fprintln(tty)
 	if errors.Is(err, io.EOF) {
 		return nil, errors.New("the input ended before an answer was given")
@@ -64,6 +63,8 @@ func echoOff(fd int) error {
 		return err
 	}
 	t.Lflag &^= unix.ECHO
+	t.Lflag |= unix.ICANON | unix.ISIG
+	t.Iflag |= unix.ICRNL
 	return unix.IoctlSetTermios(fd, setTermios, t)
 }
 
