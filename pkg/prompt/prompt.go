@@ -22,6 +22,9 @@ import (
 // ErrNoTerminal says that there is nobody to ask.
 var ErrNoTerminal = errors.New("there is no terminal to ask on")
 
+// errEmpty is how Line says that there was nothing to read.
+var errEmpty = errors.New("standard input is empty")
+
 // maxAnswer bounds what is typed, in bytes; a terminal's line holds 4,096.
 const maxAnswer = 4096
 
@@ -51,7 +54,7 @@ func Secret(question string) (*kek.Locked, error) {
 	// before that would leave it without echo.
 	answer, err := Line(tty, maxAnswer)
 	_, _ = fmt.Fprintln(tty)
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, errEmpty) {
 		return nil, errors.New("the input ended before an answer was given")
 	}
 	return answer, err
@@ -129,7 +132,7 @@ func Line(r io.Reader, limit int) (*kek.Locked, error) {
 		if err != nil && (!errors.Is(err, io.EOF) || n == 0) {
 			l.Destroy()
 			if errors.Is(err, io.EOF) {
-				err = hint.Errorf("write it to standard input, followed by a newline", "standard input is empty")
+				err = hint.Wrap(errEmpty, "write it to standard input, followed by a newline")
 			}
 			return nil, err
 		}
