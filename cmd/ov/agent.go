@@ -49,11 +49,11 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 				return err
 			}
 			// The agent is told where the vault is: it does not read config.toml.
-			path, err := config.Vault(g.vault)
+			path, err := config.Vault(g.Vault)
 			if err != nil {
 				return err
 			}
-			socket := g.socket
+			socket := g.Socket
 			if socket != "" {
 				if socket, err = filepath.Abs(socket); err != nil {
 					return err
@@ -102,7 +102,7 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 func agentCmd(g *globals, cmd *cobra.Command, do func(cmd *cobra.Command, c *agent.Client) error) *cobra.Command {
 	cmd.Args = args(cobra.NoArgs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := g.connect(cmd.Context())
+		c, err := g.Connect(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ func (g *globals) waitGone(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	for {
-		target, err := peer.Locate(peer.Options{Socket: g.socket})
+		target, err := peer.Locate(peer.Options{Socket: g.Socket})
 		if err == nil {
 			var conn io.Closer
 			if conn, err = target.Dial(ctx); err == nil {
@@ -198,7 +198,7 @@ func jsonRef(ref vault.Ref) *refJSON {
 }
 
 func (g *globals) agentReport(ctx context.Context) (agentReport, error) {
-	target, err := peer.Locate(peer.Options{Socket: g.socket})
+	target, err := peer.Locate(peer.Options{Socket: g.Socket})
 	var c *agent.Client
 	if err == nil {
 		c, err = agent.Connect(ctx, target)

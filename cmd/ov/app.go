@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/access"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/vault"
@@ -21,15 +22,15 @@ func newAppCmd(g *globals) *cobra.Command {
 // apps lists the apps of the agent's vault if there is an agent, else those of
 // the vault file. Neither needs to be unlocked.
 func (g *globals) apps(ctx context.Context) ([]vault.App, error) {
-	c, err := g.connect(ctx)
+	c, err := g.Connect(ctx)
 	if err == nil {
 		defer func() { _ = c.Close() }()
 		return c.Apps(ctx)
 	}
-	if !noAgent(err) {
+	if !access.NoAgent(err) {
 		return nil, err
 	}
-	v, _, err := g.file()
+	v, _, err := g.File()
 	if err != nil {
 		return nil, err
 	}

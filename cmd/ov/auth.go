@@ -36,7 +36,7 @@ func newAuthInitCmd(g *globals) *cobra.Command {
 way into the vault without it: keep a copy where you keep such things.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, st, err := g.file()
+			v, st, err := g.File()
 			if err != nil {
 				return err
 			}
@@ -122,7 +122,7 @@ at any instant, the vault opens with the old password or with the new one.`,
 // brings a running agent along.
 func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, change func(ctx context.Context, v *vault.Vault, old *kek.Locked) (*kek.Locked, error)) error {
 	ctx := cmd.Context()
-	v, st, err := u.file()
+	v, st, err := u.File()
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, change func(ct
 // refreshAgent unlocks an agent that has this vault open with its new key.
 func (u *unlockFlags) refreshAgent(cmd *cobra.Command, path string, password *kek.Locked) {
 	ctx := cmd.Context()
-	c, err := u.connect(ctx)
+	c, err := u.Connect(ctx)
 	if err != nil {
 		return // none runs, or it has another vault
 	}
@@ -299,7 +299,7 @@ func newAuthMachineKeysCmd(g *globals) *cobra.Command {
 		Short: "List the machine keys that were made, what each opens and whether it still does",
 		Args:  args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, _, err := g.file()
+			v, _, err := g.File()
 			if err != nil {
 				return err
 			}

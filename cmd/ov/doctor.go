@@ -39,8 +39,8 @@ Exit codes: 0 if nothing is wrong, 1 if anything is.`,
   ov doctor --app myapp --env production --machine-key /etc/ov/myapp.key --user deploy --json`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.Vault, o.Version = g.vault, version.String()
-			found, err := doctor.Run(cmd.Context(), doctor.ThisMachine(g.socket), o)
+			o.Vault, o.Version = g.Vault, version.String()
+			found, err := doctor.Run(cmd.Context(), doctor.ThisMachine(g.Socket), o)
 			if err != nil {
 				return err
 			}

@@ -31,7 +31,7 @@ app and the env are made if they are missing. docs/DOTENV.md describes the
 dialect.`,
 		Example: `  ov secret import /opt/myapp/.env.production --app myapp --env production`,
 		Args:    args(cobra.ExactArgs(1)),
-	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		opt := vault.PutOptions{Existing: vault.RefuseExisting, DryRun: dryRun, Create: true, Note: "import"}
 		switch {
 		case overwrite:
@@ -60,7 +60,7 @@ type imported struct {
 	Secrets  []putResult `json:"secrets"`
 }
 
-func importFile(cmd *cobra.Command, s secrets, ref vault.Ref, file string, opt vault.PutOptions, asJSON bool) error {
+func importFile(cmd *cobra.Command, s vault.Unlocked, ref vault.Ref, file string, opt vault.PutOptions, asJSON bool) error {
 	pairs, err := readDotenv(cmd.InOrStdin(), file)
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func readDotenv(stdin io.Reader, file string) ([]dotenv.Pair, error) {
 }
 
 // sayWhatIsMade tells of an app or env that the import is about to make.
-func sayWhatIsMade(cmd *cobra.Command, s secrets, ref vault.Ref) error {
+func sayWhatIsMade(cmd *cobra.Command, s vault.Unlocked, ref vault.Ref) error {
 	apps, err := s.Apps(cmd.Context())
 	if err != nil {
 		return err

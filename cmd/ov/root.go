@@ -130,8 +130,8 @@ code, or 125 when ov itself failed, 126 when the program cannot be executed,
 	root.SetHelpCommand(newHelpCmd())
 	root.CompletionOptions.DisableDefaultCmd = true
 	f := root.PersistentFlags()
-	f.StringVar(&g.vault, "vault", "", "vault file (default: what config.toml says, or $XDG_DATA_HOME/ov/vault.db)")
-	f.StringVar(&g.socket, "socket", "", "socket of the agent (default: found through /etc/ov/agent.socket, or your own)")
+	f.StringVar(&g.Vault, "vault", "", "vault file (default: what config.toml says, or $XDG_DATA_HOME/ov/vault.db)")
+	f.StringVar(&g.Socket, "socket", "", "socket of the agent (default: found through /etc/ov/agent.socket, or your own)")
 	for _, noun := range nouns {
 		if only == "" || noun.name == only {
 			root.AddCommand(noun.command(g))

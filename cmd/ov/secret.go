@@ -26,7 +26,7 @@ func newSecretCmd(g *globals) *cobra.Command {
 }
 
 // secretCmd is a command about the secrets of one env.
-func secretCmd(g *globals, cmd *cobra.Command, do func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error) *cobra.Command {
+func secretCmd(g *globals, cmd *cobra.Command, do func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error) *cobra.Command {
 	u := &unlockFlags{globals: g}
 	var t target
 	u.add(cmd)
@@ -69,7 +69,7 @@ value again makes no new version.`,
 			}
 			return args(cobra.ExactArgs(1))(cmd, list)
 		},
-	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		value, err := readValue(cmd.InOrStdin(), argv[0], file)
 		if err != nil {
 			return err
@@ -170,7 +170,7 @@ func newSecretGetCmd(g *globals) *cobra.Command {
 where exactly the value's bytes are written, without a newline. With --json the
 value is in "value", or in "value_base64" if it is not UTF-8 text.`,
 		Args: args(cobra.ExactArgs(1)),
-	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		out := cmd.OutOrStdout()
 		terminal := isTerminal(out)
 		if !terminal && !reveal {
@@ -222,7 +222,7 @@ func newSecretListCmd(g *globals) *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List the secrets of an env, without their values",
 		Args:    args(cobra.NoArgs),
-	}, func(cmd *cobra.Command, _ []string, s secrets, ref vault.Ref) error {
+	}, func(cmd *cobra.Command, _ []string, s vault.Unlocked, ref vault.Ref) error {
 		list, err := s.List(cmd.Context(), ref)
 		if err != nil {
 			return err
@@ -265,7 +265,7 @@ func newSecretDeleteCmd(g *globals) *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Delete secrets with all their versions",
 		Args:    args(cobra.MinimumNArgs(1)),
-	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		if err := s.Delete(cmd.Context(), ref, argv); err != nil {
 			return err
 		}
@@ -282,7 +282,7 @@ func newSecretHistoryCmd(g *globals) *cobra.Command {
 		Use:   "history NAME",
 		Short: "List the versions of a secret that are kept, newest first",
 		Args:  args(cobra.ExactArgs(1)),
-	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		list, err := s.History(cmd.Context(), ref, argv[0])
 		if err != nil {
 			return err
@@ -298,7 +298,7 @@ func newSecretRollbackCmd(g *globals) *cobra.Command {
 		Use:   "rollback NAME VERSION",
 		Short: "Make an older version's value the newest version",
 		Args:  args(cobra.ExactArgs(2)),
-	}, func(cmd *cobra.Command, argv []string, s secrets, ref vault.Ref) error {
+	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		n, err := strconv.ParseUint(argv[1], 10, 32)
 		if err != nil || n == 0 {
 			return usage(hint.Errorf("see what is kept: ov secret history "+argv[0], "VERSION is not a number from 1"))

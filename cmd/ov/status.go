@@ -38,10 +38,10 @@ func newStatusCmd(g *globals) *cobra.Command {
 			if s.Context, err = config.Resolve(config.Options{App: t.app, Env: t.env, Secrets: true}); err != nil {
 				return err
 			}
-			if s.Vault.Choice, err = config.Vault(g.vault); err != nil {
+			if s.Vault.Choice, err = config.Vault(g.Vault); err != nil {
 				return err
 			}
-			v, _, err := g.file()
+			v, _, err := g.File()
 			if err != nil {
 				return err
 			}

@@ -29,6 +29,8 @@ type Client struct {
 // or closes connections because there are too many.
 const connectWait = 10 * time.Second
 
+var _ vault.Unlocked = (*Client)(nil)
+
 // Connect connects to the agent at target, which answers by then. The caller
 // closes the client. The errors are those of peer.Target.Dial.
 func Connect(ctx context.Context, target peer.Target) (*Client, error) {

@@ -170,21 +170,6 @@ func outcomeOf(values any, err error) outcome {
 	return o
 }
 
-// secrets is what a vault.Session and a Client have in common.
-type secrets interface {
-	Reveal(ctx context.Context, ref vault.Ref, sel vault.Select, fn func([]vault.Secret) error) error
-	List(ctx context.Context, ref vault.Ref) ([]vault.Version, error)
-	History(ctx context.Context, ref vault.Ref, name string) ([]vault.Version, error)
-	Put(ctx context.Context, ref vault.Ref, list []vault.Put, opt vault.PutOptions) ([]vault.PutResult, error)
-	Delete(ctx context.Context, ref vault.Ref, names []string) error
-	Rollback(ctx context.Context, ref vault.Ref, name string, version uint32) (vault.PutResult, error)
-	Apps(ctx context.Context) ([]vault.App, error)
-	CreateApp(ctx context.Context, slug string) error
-	DeleteApp(ctx context.Context, slug string) error
-	CreateEnv(ctx context.Context, ref vault.Ref) error
-	DeleteEnv(ctx context.Context, ref vault.Ref) error
-}
-
 // Through the agent everything is as with a session in the same process: the
 // answers, and the errors with their texts, hints and identities.
 func TestClientIsLikeASession(t *testing.T) {
@@ -192,7 +177,7 @@ func TestClientIsLikeASession(t *testing.T) {
 	put := func(name, value string, replaces *uint32) []vault.Put {
 		return []vault.Put{{Name: name, Value: []byte(value), Replaces: replaces}}
 	}
-	reveal := func(s secrets, ref vault.Ref, names []string, version uint32) outcome {
+	reveal := func(s vault.Unlocked, ref vault.Ref, names []string, version uint32) outcome {
 		var got []string
 		err := s.Reveal(t.Context(), ref, vault.Select{Names: names, Version: version}, func(list []vault.Secret) error {
 			for _, secret := range list {
@@ -216,97 +201,97 @@ func TestClientIsLikeASession(t *testing.T) {
 	ctx := t.Context()
 	steps := []struct {
 		name string
-		do   func(secrets) outcome
+		do   func(vault.Unlocked) outcome
 	}{
-		{"reveal one", func(s secrets) outcome { return reveal(s, shop, []string{nameOf(2)}, 0) }},
-		{"reveal in order", func(s secrets) outcome { return reveal(s, shop, []string{nameOf(3), nameOf(1), nameOf(2)}, 0) }},
-		{"reveal all", func(s secrets) outcome { return reveal(s, shop, nil, 0) }},
-		{"reveal none", func(s secrets) outcome { return reveal(s, shop, []string{}, 0) }},
-		{"reveal a missing one", func(s secrets) outcome { return reveal(s, shop, []string{"SHOP_SECRET_NAME_1", nameOf(0), "NOPE"}, 0) }},
-		{"reveal a missing version", func(s secrets) outcome { return reveal(s, shop, []string{nameOf(2)}, 7) }},
-		{"reveal a bad name", func(s secrets) outcome { return reveal(s, shop, []string{"no name"}, 0) }},
-		{"reveal a bad name that is long", func(s secrets) outcome { return reveal(s, shop, []string{strings.Repeat("é", 500)}, 0) }},
-		{"reveal nowhere", func(s secrets) outcome { return reveal(s, nowhere, nil, 0) }},
-		{"reveal in nonsense", func(s secrets) outcome { return reveal(s, nonsense, nil, 0) }},
-		{"put one", func(s secrets) outcome {
+		{"reveal one", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{nameOf(2)}, 0) }},
+		{"reveal in order", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{nameOf(3), nameOf(1), nameOf(2)}, 0) }},
+		{"reveal all", func(s vault.Unlocked) outcome { return reveal(s, shop, nil, 0) }},
+		{"reveal none", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{}, 0) }},
+		{"reveal a missing one", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{"SHOP_SECRET_NAME_1", nameOf(0), "NOPE"}, 0) }},
+		{"reveal a missing version", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{nameOf(2)}, 7) }},
+		{"reveal a bad name", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{"no name"}, 0) }},
+		{"reveal a bad name that is long", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{strings.Repeat("é", 500)}, 0) }},
+		{"reveal nowhere", func(s vault.Unlocked) outcome { return reveal(s, nowhere, nil, 0) }},
+		{"reveal in nonsense", func(s vault.Unlocked) outcome { return reveal(s, nonsense, nil, 0) }},
+		{"put one", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "one", n(0)), vault.PutOptions{Note: "set"}))
 		}},
-		{"put over a version that was replaced", func(s secrets) outcome {
+		{"put over a version that was replaced", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "two", n(0)), vault.PutOptions{Note: "set"}))
 		}},
-		{"put the next", func(s secrets) outcome {
+		{"put the next", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "two", n(1)), vault.PutOptions{Note: "import"}))
 		}},
-		{"put the same", func(s secrets) outcome {
+		{"put the same", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "two", nil), vault.PutOptions{}))
 		}},
-		{"put nothing", func(s secrets) outcome { return outcomeOf(s.Put(ctx, shop, nil, vault.PutOptions{})) }},
-		{"put an empty value", func(s secrets) outcome {
+		{"put nothing", func(s vault.Unlocked) outcome { return outcomeOf(s.Put(ctx, shop, nil, vault.PutOptions{})) }},
+		{"put an empty value", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("EMPTY", "", nil), vault.PutOptions{}))
 		}},
-		{"put twice", func(s secrets) outcome {
+		{"put twice", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, append(put("A", "1", nil), put("A", "2", nil)...), vault.PutOptions{}))
 		}},
-		{"keep", func(s secrets) outcome {
+		{"keep", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "three", nil), vault.PutOptions{Existing: vault.KeepExisting}))
 		}},
-		{"refuse", func(s secrets) outcome {
+		{"refuse", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "three", nil), vault.PutOptions{Existing: vault.RefuseExisting}))
 		}},
-		{"dry run", func(s secrets) outcome {
+		{"dry run", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "three", nil), vault.PutOptions{DryRun: true}))
 		}},
-		{"put nowhere", func(s secrets) outcome { return outcomeOf(s.Put(ctx, nowhere, put("A", "1", nil), vault.PutOptions{})) }},
-		{"put where there will be something", func(s secrets) outcome {
+		{"put nowhere", func(s vault.Unlocked) outcome { return outcomeOf(s.Put(ctx, nowhere, put("A", "1", nil), vault.PutOptions{})) }},
+		{"put where there will be something", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, vault.Ref{App: "fresh", Env: "test"}, put("A", "1", nil), vault.PutOptions{Create: true}))
 		}},
-		{"put a bad name", func(s secrets) outcome { return outcomeOf(s.Put(ctx, shop, put("1A", "1", nil), vault.PutOptions{})) }},
-		{"put the largest value", func(s secrets) outcome {
+		{"put a bad name", func(s vault.Unlocked) outcome { return outcomeOf(s.Put(ctx, shop, put("1A", "1", nil), vault.PutOptions{})) }},
+		{"put the largest value", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("LARGEST", strings.Repeat("x", vault.MaxValue), nil), vault.PutOptions{}))
 		}},
-		{"put a larger value", func(s secrets) outcome {
+		{"put a larger value", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("LARGER", strings.Repeat("x", vault.MaxValue+1), nil), vault.PutOptions{}))
 		}},
-		{"put a value of megabytes", func(s secrets) outcome {
+		{"put a value of megabytes", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("LARGER", strings.Repeat("x", 3<<20), nil), vault.PutOptions{}))
 		}},
-		{"put the longest name", func(s secrets) outcome {
+		{"put the longest name", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put(strings.Repeat("N", 255), "x", nil), vault.PutOptions{}))
 		}},
-		{"reveal what was put", func(s secrets) outcome { return reveal(s, shop, []string{"NEW", "EMPTY", "LARGEST"}, 0) }},
-		{"reveal an older version", func(s secrets) outcome { return reveal(s, shop, []string{"NEW"}, 1) }},
-		{"history", func(s secrets) outcome {
+		{"reveal what was put", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{"NEW", "EMPTY", "LARGEST"}, 0) }},
+		{"reveal an older version", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{"NEW"}, 1) }},
+		{"history", func(s vault.Unlocked) outcome {
 			list, err := s.History(ctx, shop, "NEW")
 			return outcomeOf(timeless(list), err)
 		}},
-		{"history of nothing", func(s secrets) outcome { list, err := s.History(ctx, shop, "NOW"); return outcomeOf(list, err) }},
-		{"roll back", func(s secrets) outcome { return outcomeOf(s.Rollback(ctx, shop, "NEW", 1)) }},
-		{"roll back to what is", func(s secrets) outcome { return outcomeOf(s.Rollback(ctx, shop, "NEW", 3)) }},
-		{"roll back to what never was", func(s secrets) outcome { return outcomeOf(s.Rollback(ctx, shop, "NEW", 9)) }},
-		{"roll back nothing", func(s secrets) outcome { return outcomeOf(s.Rollback(ctx, shop, "NOTHING", 1)) }},
-		{"list", func(s secrets) outcome { list, err := s.List(ctx, shop); return outcomeOf(timeless(list), err) }},
-		{"list of little", func(s secrets) outcome { list, err := s.List(ctx, other); return outcomeOf(timeless(list), err) }},
-		{"list nowhere", func(s secrets) outcome { list, err := s.List(ctx, nowhere); return outcomeOf(list, err) }},
-		{"delete", func(s secrets) outcome { return outcomeOf(nil, s.Delete(ctx, shop, []string{"NEW", "EMPTY"})) }},
-		{"delete some that are not there", func(s secrets) outcome {
+		{"history of nothing", func(s vault.Unlocked) outcome { list, err := s.History(ctx, shop, "NOW"); return outcomeOf(list, err) }},
+		{"roll back", func(s vault.Unlocked) outcome { return outcomeOf(s.Rollback(ctx, shop, "NEW", 1)) }},
+		{"roll back to what is", func(s vault.Unlocked) outcome { return outcomeOf(s.Rollback(ctx, shop, "NEW", 3)) }},
+		{"roll back to what never was", func(s vault.Unlocked) outcome { return outcomeOf(s.Rollback(ctx, shop, "NEW", 9)) }},
+		{"roll back nothing", func(s vault.Unlocked) outcome { return outcomeOf(s.Rollback(ctx, shop, "NOTHING", 1)) }},
+		{"list", func(s vault.Unlocked) outcome { list, err := s.List(ctx, shop); return outcomeOf(timeless(list), err) }},
+		{"list of little", func(s vault.Unlocked) outcome { list, err := s.List(ctx, other); return outcomeOf(timeless(list), err) }},
+		{"list nowhere", func(s vault.Unlocked) outcome { list, err := s.List(ctx, nowhere); return outcomeOf(list, err) }},
+		{"delete", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.Delete(ctx, shop, []string{"NEW", "EMPTY"})) }},
+		{"delete some that are not there", func(s vault.Unlocked) outcome {
 			return outcomeOf(nil, s.Delete(ctx, shop, []string{nameOf(0), "NEW", "EMPTY"}))
 		}},
-		{"create an app", func(s secrets) outcome { return outcomeOf(nil, s.CreateApp(ctx, "second")) }},
-		{"create it again", func(s secrets) outcome { return outcomeOf(nil, s.CreateApp(ctx, "second")) }},
-		{"create a bad one", func(s secrets) outcome { return outcomeOf(nil, s.CreateApp(ctx, "-")) }},
-		{"create an env", func(s secrets) outcome {
+		{"create an app", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.CreateApp(ctx, "second")) }},
+		{"create it again", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.CreateApp(ctx, "second")) }},
+		{"create a bad one", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.CreateApp(ctx, "-")) }},
+		{"create an env", func(s vault.Unlocked) outcome {
 			return outcomeOf(nil, s.CreateEnv(ctx, vault.Ref{App: "second", Env: "test"}))
 		}},
-		{"create it in no app", func(s secrets) outcome { return outcomeOf(nil, s.CreateEnv(ctx, vault.Ref{App: "third", Env: "test"})) }},
-		{"list an empty env", func(s secrets) outcome {
+		{"create it in no app", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.CreateEnv(ctx, vault.Ref{App: "third", Env: "test"})) }},
+		{"list an empty env", func(s vault.Unlocked) outcome {
 			list, err := s.List(ctx, vault.Ref{App: "second", Env: "test"})
 			return outcomeOf(len(list), err)
 		}},
-		{"delete an env", func(s secrets) outcome { return outcomeOf(nil, s.DeleteEnv(ctx, staging)) }},
-		{"delete it again", func(s secrets) outcome { return outcomeOf(nil, s.DeleteEnv(ctx, staging)) }},
-		{"delete an app", func(s secrets) outcome { return outcomeOf(nil, s.DeleteApp(ctx, "other")) }},
-		{"delete it again", func(s secrets) outcome { return outcomeOf(nil, s.DeleteApp(ctx, "other")) }},
-		{"apps", func(s secrets) outcome {
+		{"delete an env", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.DeleteEnv(ctx, staging)) }},
+		{"delete it again", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.DeleteEnv(ctx, staging)) }},
+		{"delete an app", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.DeleteApp(ctx, "other")) }},
+		{"delete it again", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.DeleteApp(ctx, "other")) }},
+		{"apps", func(s vault.Unlocked) outcome {
 			list, err := s.Apps(ctx)
 			for i := range list {
 				list[i].Created = time.Time{}
