@@ -207,7 +207,9 @@ func TestClientIsLikeASession(t *testing.T) {
 		{"reveal in order", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{nameOf(3), nameOf(1), nameOf(2)}, 0) }},
 		{"reveal all", func(s vault.Unlocked) outcome { return reveal(s, shop, nil, 0) }},
 		{"reveal none", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{}, 0) }},
-		{"reveal a missing one", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{"SHOP_SECRET_NAME_1", nameOf(0), "NOPE"}, 0) }},
+		{"reveal a missing one", func(s vault.Unlocked) outcome {
+			return reveal(s, shop, []string{"SHOP_SECRET_NAME_1", nameOf(0), "NOPE"}, 0)
+		}},
 		{"reveal a missing version", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{nameOf(2)}, 7) }},
 		{"reveal a bad name", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{"no name"}, 0) }},
 		{"reveal a bad name that is long", func(s vault.Unlocked) outcome { return reveal(s, shop, []string{strings.Repeat("é", 500)}, 0) }},
@@ -241,11 +243,15 @@ func TestClientIsLikeASession(t *testing.T) {
 		{"dry run", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("NEW", "three", nil), vault.PutOptions{DryRun: true}))
 		}},
-		{"put nowhere", func(s vault.Unlocked) outcome { return outcomeOf(s.Put(ctx, nowhere, put("A", "1", nil), vault.PutOptions{})) }},
+		{"put nowhere", func(s vault.Unlocked) outcome {
+			return outcomeOf(s.Put(ctx, nowhere, put("A", "1", nil), vault.PutOptions{}))
+		}},
 		{"put where there will be something", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, vault.Ref{App: "fresh", Env: "test"}, put("A", "1", nil), vault.PutOptions{Create: true}))
 		}},
-		{"put a bad name", func(s vault.Unlocked) outcome { return outcomeOf(s.Put(ctx, shop, put("1A", "1", nil), vault.PutOptions{})) }},
+		{"put a bad name", func(s vault.Unlocked) outcome {
+			return outcomeOf(s.Put(ctx, shop, put("1A", "1", nil), vault.PutOptions{}))
+		}},
 		{"put the largest value", func(s vault.Unlocked) outcome {
 			return outcomeOf(s.Put(ctx, shop, put("LARGEST", strings.Repeat("x", vault.MaxValue), nil), vault.PutOptions{}))
 		}},
@@ -282,7 +288,9 @@ func TestClientIsLikeASession(t *testing.T) {
 		{"create an env", func(s vault.Unlocked) outcome {
 			return outcomeOf(nil, s.CreateEnv(ctx, vault.Ref{App: "second", Env: "test"}))
 		}},
-		{"create it in no app", func(s vault.Unlocked) outcome { return outcomeOf(nil, s.CreateEnv(ctx, vault.Ref{App: "third", Env: "test"})) }},
+		{"create it in no app", func(s vault.Unlocked) outcome {
+			return outcomeOf(nil, s.CreateEnv(ctx, vault.Ref{App: "third", Env: "test"}))
+		}},
 		{"list an empty env", func(s vault.Unlocked) outcome {
 			list, err := s.List(ctx, vault.Ref{App: "second", Env: "test"})
 			return outcomeOf(len(list), err)
