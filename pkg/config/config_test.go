@@ -331,7 +331,7 @@ func TestProject(t *testing.T) {
 
 func TestProjectBad(t *testing.T) {
 	const (
-		unknown  = "unknown key: the keys are app, env and secrets"
+		unknown  = "unknown key: the keys are app, env, secrets and mcp"
 		notName  = "not a secret's name: letters, digits and underscores, at most 255"
 		value    = "looks like a secret's value, not like its name"
 		badSlug  = " is not a valid name: lower-case letters, digits and inner dashes, at most 63"
@@ -346,11 +346,11 @@ func TestProjectBad(t *testing.T) {
 		line int
 		want string
 	}{
-		{marker, 1, "not a mapping: the keys are app, env and secrets"},
-		{"- " + marker, 1, "not a mapping: the keys are app, env and secrets"},
+		{marker, 1, "not a mapping: the keys are app, env, secrets and mcp"},
+		{"- " + marker, 1, "not a mapping: the keys are app, env, secrets and mcp"},
 		{"app: a\n\nDATABASE_URL: postgres://u:" + marker + "@h/d", 3, unknown},
 		{marker + ": x", 1, unknown},
-		{"app: a\nmcp: {}", 2, unknown},
+		{"app: a\nvaults: {}", 2, unknown},
 		{"App: a", 1, unknown},
 		{"? [a]\n: b", 1, unknown},
 		{"~: b", 1, unknown},
@@ -426,7 +426,7 @@ func TestProjectBad(t *testing.T) {
 
 func TestConfigBad(t *testing.T) {
 	const (
-		unknown = "unknown key: the keys are app, env and vault.path"
+		unknown = "unknown key: the keys are app, env, vault.path and those of mcp"
 		invalid = "not valid TOML, or of the wrong type"
 		badSlug = " is not a valid name: lower-case letters, digits and inner dashes, at most 63"
 	)
@@ -644,7 +644,7 @@ var said = map[string]bool{}
 
 func init() {
 	for _, s := range []string{
-		"unknown key: the keys are app, env and secrets", "not a mapping: the keys are app, env and secrets",
+		"unknown key: the keys are app, env, secrets and mcp", "not a mapping: the keys are app, env, secrets and mcp",
 		"not a secret's name: letters, digits and underscores, at most N", "looks like a secret's value, not like its name",
 		"app is not a valid name: lower-case letters, digits and inner dashes, at most N",
 		"env is not a valid name: lower-case letters, digits and inner dashes, at most N",
@@ -653,7 +653,11 @@ func init() {
 		"the name would be read as true, null or the like: put quotes around it", "the key stands here a second time",
 		"the variable stands here a second time", "secrets is not a list of names", "secrets lists no names",
 		"a second document: there can be one only",
-		"unknown key: the keys are app, env and vault.path", "not valid TOML, or of the wrong type", "vault.path is not an absolute path",
+		"unknown key: the keys are app, env, vault.path and those of mcp", "not valid TOML, or of the wrong type", "vault.path is not an absolute path",
+		"mcp is not a mapping: its keys are allow and deny", "approve is not for a project to say",
+		"unknown key: those of mcp are allow and deny", "not a list of commands", "a command is a list: the program, then each argument",
+		"not a word of a command", "a command is empty",
+		"mcp.approve is not auto, ask or never", "a rule of mcp.allow or mcp.deny is empty: it is a program and its arguments",
 	} {
 		said[number.ReplaceAllString(s, "N")] = true
 	}
@@ -672,6 +676,8 @@ func checkError(t *testing.T, src []byte, err error) {
 }
 
 func FuzzProject(f *testing.F) {
+	f.Add([]byte(`mcp: {allow: [[npm, test], ["go", "test", "./..."]], deny: [[rm]]}`))
+	f.Add([]byte("mcp: {allow: [], deny: [[]]}"))
 	f.Fuzz(func(t *testing.T, src []byte) {
 		p, err := parseProject(src)
 		if err != nil {
@@ -688,6 +694,11 @@ func FuzzProject(f *testing.F) {
 			t.Error("an empty list")
 		}
 		seen := map[string]bool{}
+		for _, rule := range append(p.mcp.Allow, p.mcp.Deny...) {
+			if len(rule) == 0 || rule[0] == "" {
+				t.Errorf("accepted the rule %q", rule)
+			}
+		}
 		for _, s := range p.secrets {
 			if !names.ValidName(s.Var) || !names.ValidName(s.Name) || seen[s.Var] {
 				t.Errorf("accepted %+v", s)
@@ -698,11 +709,13 @@ func FuzzProject(f *testing.F) {
 }
 
 func FuzzConfig(f *testing.F) {
+	f.Add([]byte("[mcp]\napprove = 'ask'\nallow = [['npm', 'test']]\n"), "app")
+	f.Add([]byte("mcp.allow = []\napp = '''\n'''\n"), "app")
 	f.Fuzz(func(t *testing.T, src []byte, app string) {
 		c, err := parseConfig(src)
 		if err != nil {
 			checkError(t, src, err)
-			if c != (file{}) {
+			if !reflect.DeepEqual(c, file{}) {
 				t.Errorf("%+v and %v", c, err)
 			}
 			return
@@ -719,7 +732,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		want := c
 		want.App = app
-		if got, err := parseConfig(changed); err != nil || got != want {
+		if got, err := parseConfig(changed); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q became %q: %+v, %v", src, changed, got, err)
 		}
 	})

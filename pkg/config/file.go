@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,12 @@ type file struct {
 	App   string `toml:"app,omitempty"`
 	Env   string `toml:"env,omitempty"`
 	Vault vault  `toml:"vault,omitempty"`
+	MCP   mcp    `toml:"mcp,omitempty"`
+}
+
+type mcp struct {
+	Approve Approve `toml:"approve,omitempty"`
+	rules
 }
 
 type vault struct {
@@ -59,7 +66,7 @@ func parseConfig(src []byte) (file, error) {
 	err := toml.NewDecoder(bytes.NewReader(src)).DisallowUnknownFields().Decode(&f)
 	if missing := (*toml.StrictMissingError)(nil); errors.As(err, &missing) && len(missing.Errors) > 0 {
 		line, _ := missing.Errors[0].Position()
-		return file{}, &Error{Line: line, Msg: "unknown key: the keys are app, env and vault.path"}
+		return file{}, &Error{Line: line, Msg: "unknown key: the keys are app, env, vault.path and those of mcp"}
 	}
 	if err != nil { // whose text may quote the file
 		line := 0
@@ -76,6 +83,17 @@ func parseConfig(src []byte) (file, error) {
 	}
 	if p := f.Vault.Path; p != "" && (!filepath.IsAbs(p) || bytes.ContainsRune([]byte(p), 0)) {
 		return file{}, &Error{Msg: "vault.path is not an absolute path"}
+	}
+	if a := f.MCP.Approve; a != "" && !a.Valid() {
+		return file{}, hint.Wrap(&Error{Msg: "mcp.approve is not auto, ask or never"}, "correct it by hand")
+	}
+	if err := f.MCP.check(); err != nil {
+		return file{}, err
+	}
+	for _, list := range []*[]Rule{&f.MCP.Allow, &f.MCP.Deny} {
+		if len(*list) == 0 {
+			*list = nil // as if it were not there, which is how it would be written
+		}
 	}
 	return f, nil
 }
@@ -136,7 +154,7 @@ func change(src []byte, f file, app, env string) ([]byte, error) {
 		f.Env = env
 		src = edit(src, "env", env)
 	}
-	if got, err := parseConfig(src); err == nil && got == f {
+	if got, err := parseConfig(src); err == nil && reflect.DeepEqual(got, f) {
 		return src, nil
 	}
 	return toml.Marshal(f) // an unusual text: without its comments, but right

@@ -32,10 +32,11 @@ const ProjectFile = ".ov.yaml"
 //	  - DATABASE_URL
 //	  - PGPASSWORD: DATABASE_PASSWORD
 //
-// The list may also be a mapping, each line VARIABLE: NAME.
+// The list may also be a mapping, each line VARIABLE: NAME. See rules for mcp.
 type project struct {
 	app, env string
 	secrets  []Secret // nil if the key is absent
+	mcp      rules
 }
 
 // findProject reads the nearest .ov.yaml from dir upwards, and not above the
@@ -127,7 +128,7 @@ func parseProject(src []byte) (project, error) {
 		return p, nil // "---" and nothing
 	}
 	if root.Kind != yaml.MappingNode {
-		return p, hint.Wrap(at(root, "not a mapping: the keys are app, env and secrets"), vaultHint)
+		return p, hint.Wrap(at(root, "not a mapping: the keys are app, env, secrets and mcp"), vaultHint)
 	}
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(root.Content); i += 2 {
@@ -142,8 +143,10 @@ func parseProject(src []byte) (project, error) {
 			p.env, err = slug(value, "env")
 		case key.Value == "secrets":
 			p.secrets, err = secrets(value)
+		case key.Value == "mcp":
+			p.mcp, err = yamlRules(value)
 		default:
-			err = hint.Wrap(at(key, "unknown key: the keys are app, env and secrets"), vaultHint)
+			err = hint.Wrap(at(key, "unknown key: the keys are app, env, secrets and mcp"), vaultHint)
 		}
 		if err != nil {
 			return project{}, err
