@@ -90,6 +90,7 @@ var nouns = []struct {
 	{"status", newStatusCmd},
 	{"completion", newCompletionCmd},
 	{"doctor", newDoctorCmd},
+	{"mcp", newMCPCmd},
 }
 
 // onlyNoun returns the one noun that the command line is about, so that a start
