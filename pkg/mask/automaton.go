@@ -1,0 +1,306 @@
+package mask
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"slices"
+)
+
+// pattern is one form of one value.
+type pattern struct {
+	b    []byte // at least minPattern bytes
+	name int    // index of the value's name
+}
+
+// minPattern is the length of the shortest pattern, in bytes: the shortest value
+// that is masked. The filter below relies on it.
+const minPattern = 6
+
+// automaton is the one of Aho and Corasick (Efficient string matching, 1975), in
+// six bytes a state. State 0 is the root. The others are numbered as the sorted
+// patterns are read, so that the first child of a state is the next state: only
+// where patterns part does an edge take more room.
+type automaton struct {
+	// node holds for each state the byte that leads to it (low byte) and its
+	// flags (high byte).
+	node []uint16
+	// fail is the state of the longest proper suffix that also begins a pattern.
+	fail []uint32
+	// root holds the children of the root, 0 where there is none.
+	root [256]uint32
+	// more holds the children, but for the first, of the states with flagMore, by
+	// state<<8 | byte.
+	more map[uint64]uint32
+	// outs holds, for each state with flagOut, the longest pattern that ends there.
+	outs map[uint32]out
+	// chains are the runs of states that follow each other, in ascending order.
+	chains []chain
+	// filter has a bit for the hash of the first minPattern bytes of each pattern:
+	// where it is not set, no pattern begins. See scanner.
+	filter []uint64
+	shift  uint // 64 - log2(bits of filter)
+}
+
+type out struct {
+	length int
+	name   int
+}
+
+// chain says how deep its first state is, and where it hangs.
+type chain struct{ first, depth, parent uint32 }
+
+const (
+	depthMask uint16 = 7 << 8 // depth of the state, or minPattern if it is deeper
+	flagNext  uint16 = 8 << 8 // the next state is a child
+	flagMore  uint16 = 16 << 8
+	flagOut   uint16 = 32 << 8
+)
+
+// build makes the automaton of patterns, of which it sorts the list. Where two
+// values share a form, the first of them lends its name.
+func build(patterns []pattern) *automaton {
+	slices.SortFunc(patterns, func(p, q pattern) int {
+		if c := bytes.Compare(p.b, q.b); c != 0 {
+			return c
+		}
+		return p.name - q.name
+	})
+	patterns = slices.CompactFunc(patterns, func(p, q pattern) bool { return bytes.Equal(p.b, q.b) })
+
+	states, deepest := 1, 0
+	var prev []byte
+	for _, p := range patterns {
+		states += len(p.b) - common(prev, p.b)
+		deepest = max(deepest, len(p.b))
+		prev = p.b
+	}
+	a := &automaton{
+		node: make([]uint16, 1, states), fail: make([]uint32, states),
+		more: map[uint64]uint32{}, outs: make(map[uint32]out, len(patterns)),
+	}
+	a.makeFilter(patterns)
+
+	path := make([]uint32, deepest+1) // of the pattern before, by depth
+	prev = nil
+	for _, p := range patterns {
+		from := common(prev, p.b)
+		s := path[from]
+		// A pattern that goes on where the last one ended continues its chain.
+		if int(s) != len(a.node)-1 || s == 0 {
+			first := uint32(len(a.node))
+			a.chains = append(a.chains, chain{first, uint32(from + 1), s})
+			if s == 0 {
+				a.root[p.b[0]] = first
+			} else {
+				a.node[s] |= flagMore
+				a.more[uint64(s)<<8|uint64(p.b[from])] = first
+			}
+			a.node = append(a.node, a.label(p.b, from))
+			path[from+1] = first
+			from++
+		}
+		for d := from; d < len(p.b); d++ {
+			s = uint32(len(a.node))
+			a.node[s-1] |= flagNext
+			a.node = append(a.node, a.label(p.b, d))
+			path[d+1] = s
+		}
+		s = path[len(p.b)]
+		a.node[s] |= flagOut
+		a.outs[s] = out{len(p.b), p.name}
+		prev = p.b
+	}
+	a.link(deepest)
+	return a
+}
+
+func (a *automaton) label(b []byte, d int) uint16 {
+	return uint16(b[d]) | uint16(min(d+1, minPattern))<<8
+}
+
+// link computes the fail links, the shallower states first, since those of the
+// deeper ones follow from them.
+func (a *automaton) link(deepest int) {
+	order := make([]int, len(a.chains))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return int(a.chains[i].depth) - int(a.chains[j].depth) })
+	var active []uint32 // the state of each chain at the depth before
+	for d := uint32(1); d <= uint32(deepest); d++ {
+		still := active[:0]
+		for _, s := range active {
+			if a.node[s]&flagNext != 0 {
+				a.linkOne(s+1, s)
+				still = append(still, s+1)
+			}
+		}
+		active = still
+		for len(order) > 0 && a.chains[order[0]].depth == d {
+			c := a.chains[order[0]]
+			order = order[1:]
+			if d > 1 {
+				a.linkOne(c.first, c.parent)
+			}
+			active = append(active, c.first)
+		}
+	}
+}
+
+func (a *automaton) linkOne(s, parent uint32) {
+	f := a.next(a.fail[parent], byte(a.node[s]))
+	a.fail[s] = f
+	if a.node[f]&flagOut != 0 && a.node[s]&flagOut == 0 {
+		a.node[s] |= flagOut
+		a.outs[s] = a.outs[f]
+	}
+}
+
+// next returns the state after s and c.
+func (a *automaton) next(s uint32, c byte) uint32 {
+	for s != 0 {
+		n := a.node[s]
+		if n&flagNext != 0 && byte(a.node[s+1]) == c {
+			return s + 1
+		}
+		if n&flagMore != 0 {
+			if t, ok := a.more[uint64(s)<<8|uint64(c)]; ok {
+				return t
+			}
+		}
+		s = a.fail[s]
+	}
+	return a.root[c]
+}
+
+// depth returns how many bytes of a pattern have been seen in state s.
+func (a *automaton) depth(s uint32) int {
+	if s == 0 {
+		return 0
+	}
+	if d := a.node[s] & depthMask >> 8; d < minPattern {
+		return int(d)
+	}
+	i, found := slices.BinarySearchFunc(a.chains, s, func(c chain, s uint32) int { return int(c.first) - int(s) })
+	if !found {
+		i--
+	}
+	return int(a.chains[i].depth + s - a.chains[i].first)
+}
+
+// makeFilter gives each pattern 32 bits and at least 4096 in all, so that few
+// other bytes share one with a pattern.
+func (a *automaton) makeFilter(patterns []pattern) {
+	log := min(max(bits.Len(uint(len(patterns)))+5, 12), 24)
+	a.filter, a.shift = make([]uint64, 1<<log/64), uint(64-log)
+	for _, p := range patterns {
+		var b [8]byte
+		copy(b[:], p.b)
+		h := hash(b[:], a.shift)
+		a.filter[h/64] |= 1 << (h % 64)
+	}
+}
+
+// hash is of the first minPattern bytes of b, which has at least 8.
+func hash(b []byte, shift uint) uint64 {
+	return binary.LittleEndian.Uint64(b) << (64 - 8*minPattern) * 0x9e3779b97f4a7c15 >> shift
+}
+
+// wipe clears what tells of the patterns.
+func (a *automaton) wipe() {
+	clear(a.node)
+	clear(a.fail)
+	clear(a.root[:])
+	clear(a.more)
+	clear(a.outs)
+	clear(a.chains)
+	clear(a.filter)
+	*a = automaton{}
+}
+
+// common is the length of the longest common prefix.
+func common(a, b []byte) int {
+	n := min(len(a), len(b))
+	for i := range n {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return n
+}
+
+// scanner walks an automaton along a text that comes in pieces. Most of a text
+// begins no pattern, and the filter tells so from minPattern bytes at once: the
+// automaton is entered where it does not, and left as soon as what it has seen
+// is so short that the filter can judge it.
+type scanner struct {
+	state   uint32
+	entered int // where the automaton was last entered
+	pos     int // how much of the text has been read
+}
+
+// scan reads text from s.pos on to its end. It calls hit with where a match
+// ends, and what matched there, the longest first if there are several, and
+// stops when hit returns false.
+func (s *scanner) scan(a *automaton, text []byte, hit func(end int, o out) bool) {
+	if len(a.node) <= 1 {
+		s.pos = len(text)
+		return
+	}
+	state, entered, i := s.state, s.entered, s.pos
+	for i < len(text) {
+		if state == 0 {
+			i = a.skip(text, i)
+			entered = i
+			if i == len(text) {
+				break
+			}
+		}
+		for i < len(text) {
+			c := text[i]
+			i++
+			if n := a.node[state]; n&flagNext != 0 && byte(a.node[state+1]) == c {
+				state++
+			} else {
+				state = a.next(state, c)
+			}
+			n := a.node[state]
+			if n&flagOut != 0 && !hit(i, a.outs[state]) {
+				s.state, s.entered, s.pos = state, entered, i
+				return
+			}
+			if state == 0 {
+				break
+			}
+			if d := int(n & depthMask >> 8); d < minPattern && i-d > entered && i-d+8 <= len(text) {
+				// What matched before i-d has come to nothing.
+				i, state = i-d, 0
+				break
+			}
+		}
+	}
+	s.state, s.entered, s.pos = state, entered, i
+}
+
+// skip returns the first place from i on where the filter lets a pattern begin,
+// or where there is not enough text to tell.
+func (a *automaton) skip(text []byte, i int) int {
+	filter, shift := a.filter, a.shift
+	for ; i+8 <= len(text); i++ {
+		h := hash(text[i:i+8:i+8], shift)
+		if filter[h/64]>>(h%64)&1 != 0 {
+			return i
+		}
+	}
+	return i
+}
+
+// begin returns where the earliest match that is still possible begins.
+func (s *scanner) begin(a *automaton) int { return s.pos - a.depth(s.state) }
+
+// moved adjusts s to a text whose first n bytes have been dropped.
+func (s *scanner) moved(n int) {
+	s.pos -= n
+	s.entered -= n
+}
