@@ -31,11 +31,11 @@ all: build
 # at an entry point of its own on Linux: see pkg/launch/entry_linux_amd64.s.
 compile = entry=; if [ "$$(go env GOOS)" = linux ]; then entry='-E ov_entry'; fi; \
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS) $$entry" -o $(1) ./cmd/ov && \
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(1) ./cmd/ov-agent
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(1) ./cmd/ov-agent ./cmd/ov-scan
 
 .PHONY: build
-build: ## ov and ov-agent into bin/
-	@echo "build bin/ov bin/ov-agent"; $(call compile,bin/)
+build: ## ov and its further programs into bin/
+	@echo "build bin/ov*"; $(call compile,bin/)
 
 .PHONY: cross
 cross: ## the same for every platform, into bin/OS-ARCH/
@@ -160,7 +160,7 @@ generate-check: $(PROTOC_GEN) $(PROTOC_GRPC)
 .PHONY: install
 install: build ## into PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 bin/ov bin/ov-agent $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 bin/ov bin/ov-agent bin/ov-scan $(DESTDIR)$(PREFIX)/bin/
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 0644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	install -m 0644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/

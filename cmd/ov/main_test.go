@@ -47,10 +47,10 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// programs builds ov and ov-agent as `make build` does and returns their folder.
+// programs builds ov and its further programs as `make build` does and returns their folder.
 var programs = sync.OnceValues(func() (string, error) {
 	dir := filepath.Join(scratch, "bin")
-	for name, ldflags := range map[string]string{"ov": entry(), "ov-agent": ""} {
+	for name, ldflags := range map[string]string{"ov": entry(), "ov-agent": "", "ov-scan": ""} {
 		cmd := exec.Command("go", "build", "-tags=grpcnotrace", "-buildvcs=false", "-trimpath",
 			"-ldflags", "-s -w -X github.com/opaquevault/ov/pkg/version.version=v0.0.0-test "+ldflags,
 			"-o", dir+"/", "../"+name)
