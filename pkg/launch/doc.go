@@ -1,5 +1,6 @@
 // Package launch builds the environment of a program that is to receive
-// secrets, and becomes that program.
+// secrets, and becomes that program; or starts it, where its output has to be
+// seen on its way ([Start]).
 //
 // The calling process is replaced by execve(2), so the child is the very
 // process that systemd, a shell or a terminal started. What execve(2) keeps is
@@ -10,8 +11,8 @@
 // mask.
 //
 // From [Environ] to execve(2) a secret value is in two places: the locked
-// memory of [Env], and the argument block that syscall.Exec makes right before
-// the system call. The values that the caller handed over are the caller's to
+// memory of [Env], and the argument block that is made right before the system
+// call, and erased by [Start]. The values that the caller handed over are the caller's to
 // wipe. After execve(2) the environment is ordinary memory of the program,
 // which its own uid and root can read.
 package launch

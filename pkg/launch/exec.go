@@ -54,26 +54,9 @@ func ExitCode(err error) int {
 // had them: the caller should report the error and exit.
 func Exec(argv []string, env *Env) error {
 	defer env.Wipe()
-	if env == nil || env.list == nil {
-		return errors.New("no environment to run a command in")
-	}
-	if len(argv) == 0 {
-		return errors.New("no command to run")
-	}
-	path, ok := env.path()
-	if !ok {
-		path = defaultPath
-	}
-	file, err := LookPath(argv[0], path)
+	file, size, err := prepare(argv, env)
 	if err != nil {
 		return err
-	}
-	size := len(file) + 1
-	for _, s := range argv {
-		size += len(s) + 1
-	}
-	for _, s := range env.list {
-		size += len(s) + 1
 	}
 	// Some of what is put back belongs to the thread that calls execve.
 	runtime.LockOSThread()
@@ -84,6 +67,30 @@ func Exec(argv []string, env *Env) error {
 	kek.Do(func() { err = syscall.Exec(file, argv, env.list) })
 	runtime.GC()
 	return explain(err, argv[0], file, size)
+}
+
+// prepare finds the command, and how many bytes the kernel is to hand it.
+func prepare(argv []string, env *Env) (file string, size int, err error) {
+	if env == nil || env.list == nil {
+		return "", 0, errors.New("no environment to run a command in")
+	}
+	if len(argv) == 0 {
+		return "", 0, errors.New("no command to run")
+	}
+	path, ok := env.path()
+	if !ok {
+		path = defaultPath
+	}
+	if file, err = LookPath(argv[0], path); err != nil {
+		return "", 0, err
+	}
+	size = len(file) + 1
+	for _, list := range [][]string{argv, env.list} {
+		for _, s := range list {
+			size += len(s) + 1
+		}
+	}
+	return file, size, nil
 }
 
 // explain says in words why execve(2) of file did not work.

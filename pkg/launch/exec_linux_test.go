@@ -211,13 +211,13 @@ func TestNoLockedMemory(t *testing.T) {
 	}
 }
 
-// TestMemory scans a process that holds a secret right before Exec, and after a
-// failed one. The scanner is shown to find what is there.
+// TestMemory scans a process that holds a secret right before Exec, after a
+// failed one, and after Start. The scanner is shown to find what is there.
 func TestMemory(t *testing.T) {
-	for _, hold := range []string{"before", "after"} {
+	for _, hold := range []string{"before", "after", "started"} {
 		t.Run(hold, func(t *testing.T) {
-			if hold == "after" && !kek.Erasing {
-				t.Skip("built without GOEXPERIMENT=runtimesecret: nothing erases what a failed Exec leaves")
+			if hold != "before" && !kek.Erasing {
+				t.Skip("built without GOEXPERIMENT=runtimesecret: nothing erases the copy of the environment")
 			}
 			secret := make([]byte, 64)
 			if _, err := rand.Read(secret); err != nil {
@@ -226,6 +226,9 @@ func TestMemory(t *testing.T) {
 			secret = []byte(base64.RawURLEncoding.EncodeToString(secret)[:64])
 			planted := "planted-" + base64.RawURLEncoding.EncodeToString(secret)[:32]
 			o := order{Hold: hold, Argv: []string{write(t, filepath.Join(t.TempDir(), "x"), "no #! line", 0o755), planted}}
+			if hold == "started" {
+				o.Argv = []string{"sh", "-c", "read line || exit 0", planted}
+			}
 			cmd := launch(t, linked(t), o) // without the race detector and its huge maps
 			// A large block is not soon used again for something else, which
 			// would erase the copy by chance.
@@ -264,7 +267,7 @@ func TestMemory(t *testing.T) {
 				_ = unix.Close(fd)
 			}
 			n := scan(t, cmd.Process.Pid, secret)
-			t.Logf("%s Exec: %d readable copies of the secret", hold, n)
+			t.Logf("%s: %d readable copies of the secret", hold, n)
 			if n != want {
 				t.Errorf("%d readable copies of the secret, want %d", n, want)
 			}

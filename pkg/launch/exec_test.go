@@ -118,16 +118,18 @@ func TestExitCodes(t *testing.T) {
 		{"interpreter not executable", []string{file("badi", "#!"+dir+"/data\n", 0o755)}, 126, "permission denied", "check its owner and mode"},
 		{"a FIFO", []string{fifo}, 126, "permission denied", ""},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			_, stderr, code := run(t, launch(t, self(t), order{Argv: c.argv, Secrets: map[string]string{"S": "v4lue"}}))
-			line, hint, _ := strings.Cut(stderr, "\n")
-			if code != c.code || !strings.Contains(line, c.stderr) || !strings.Contains(hint, c.hint) {
-				t.Errorf("exit %d, want %d; stderr %q", code, c.code, stderr)
-			}
-			if strings.Contains(stderr, "v4lue") {
-				t.Error("the error shows a value")
-			}
-		})
+		for _, how := range []string{"launch", "start"} {
+			t.Run(how+" "+c.name, func(t *testing.T) {
+				_, stderr, code := run(t, by(t, how, self(t), order{Argv: c.argv, Secrets: map[string]string{"S": "v4lue"}}))
+				line, hint, _ := strings.Cut(stderr, "\n")
+				if code != c.code || !strings.Contains(line, c.stderr) || !strings.Contains(hint, c.hint) {
+					t.Errorf("exit %d, want %d; stderr %q", code, c.code, stderr)
+				}
+				if strings.Contains(stderr, "v4lue") {
+					t.Error("the error shows a value")
+				}
+			})
+		}
 	}
 	if ExitCode(nil) != 0 || ExitCode(errors.New("x")) != ExitOwn {
 		t.Error("ExitCode of nil or of another error")

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/opaquevault/ov/pkg/hint"
@@ -21,7 +22,9 @@ type order struct {
 	Argv    []string
 	Secrets map[string]string
 	Opts    Options
-	Hold    string // "before" or "after" a failing Exec: wait to be scanned
+	Hold    string // "before" or "after" a failing Exec, or "started": wait to be scanned
+	Dir     string // for Start
+	Group   bool   // for Start
 }
 
 // The test binary is also the launcher and some of the programs it launches.
@@ -30,7 +33,7 @@ func TestMain(m *testing.M) {
 		os.Exit(runTests(m))
 	}
 	switch os.Args[1] {
-	case "launch":
+	case "launch", "start":
 		// The first thread is kept busy, so that Exec runs on another, as it
 		// mostly does in a program with goroutines.
 		runtime.LockOSThread()
@@ -92,7 +95,13 @@ func launcher(arg string) int {
 		return hold(o)
 	}
 	env, err := Environ(o.Opts, secrets)
-	if err == nil {
+	if err == nil && os.Args[1] == "start" {
+		var child *os.Process
+		child, err = Start(o.Argv, env, StartOptions{Dir: o.Dir, Group: o.Group, Files: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}})
+		if err == nil {
+			return wait(child)
+		}
+	} else if err == nil {
 		err = Exec(o.Argv, env)
 	}
 	fmt.Fprintf(os.Stderr, "test: %v\n", err)
@@ -119,10 +128,38 @@ func hold(o order) int {
 			panic(err)
 		}
 	}
+	if o.Hold == "started" {
+		r, w, err := os.Pipe()
+		if err != nil {
+			panic(err)
+		}
+		child, err := Start(o.Argv, env, StartOptions{Files: [3]*os.File{r}})
+		if err != nil {
+			panic(err)
+		}
+		defer func() {
+			_ = w.Close()
+			if code := wait(child); code != 0 {
+				panic(code)
+			}
+		}()
+	}
 	fmt.Println("holding")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	runtime.KeepAlive(env)
 	return 0
+}
+
+// wait returns the exit code, or 128 and the signal.
+func wait(child *os.Process) int {
+	state, err := child.Wait()
+	if err != nil {
+		panic(err)
+	}
+	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return state.ExitCode()
 }
 
 // self is the test binary.
@@ -138,11 +175,23 @@ func self(t testing.TB) string {
 // launch returns the command that has binary launch what o says.
 func launch(t testing.TB, binary string, o order) *exec.Cmd {
 	t.Helper()
+	return by(t, "launch", binary, o)
+}
+
+// start is launch with Start in the place of Exec: the launcher stays, and
+// exits as its child did.
+func start(t testing.TB, binary string, o order) *exec.Cmd {
+	t.Helper()
+	return by(t, "start", binary, o)
+}
+
+func by(t testing.TB, how, binary string, o order) *exec.Cmd {
+	t.Helper()
 	b, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return exec.Command(binary, "launch", string(b))
+	return exec.Command(binary, how, string(b))
 }
 
 // run runs the command and returns its output and exit code.
