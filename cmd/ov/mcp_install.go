@@ -5,19 +5,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/mcpclient"
 	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/safefile"
 )
-
-// approvals are the values of --approve.
-var approvals = []string{"ask", "never"}
 
 // clientFlags say whose configuration is edited.
 type clientFlags struct {
@@ -40,9 +37,11 @@ func (c *clientFlags) add(cmd *cobra.Command) {
 
 func (c *clientFlags) options() (mcpclient.Options, error) {
 	client, err := mcpclient.Find(c.client)
-	return mcpclient.Options{
-		Client: client, Scope: mcpclient.Scope(c.scope), Name: c.name, DryRun: c.dryRun,
-	}, usage(err)
+	o := mcpclient.Options{Client: client, Scope: mcpclient.Scope(c.scope), Name: c.name, DryRun: c.dryRun}
+	if err == nil {
+		err = o.Check()
+	}
+	return o, usage(err)
 }
 
 // newMCPInstallCmd is "ov mcp install".
@@ -67,8 +66,8 @@ is left alone. An entry of the same name that is not for "ov mcp serve" is
 replaced only with --force; in one that is, what else it holds is kept.
 
 The entry of your own file has the absolute path of this program. That of a
-project is for all who work on it, so it says "ov", which the client then looks
-for in its PATH, and takes no path that is not absolute.
+project is for all who work on it: it says "ov", which the client then looks for
+in its PATH, no path that is not absolute, and not that nobody is to be asked.
 
 With --dry-run the entry is printed, but not the file, which may hold tokens of
 other servers.`,
@@ -80,8 +79,12 @@ other servers.`,
 			if err != nil {
 				return err
 			}
-			if approve != "" && !slices.Contains(approvals, approve) {
-				return usage(hint.Errorf("one of: "+strings.Join(approvals, ", "), "--approve does not have the value %.40q", approve))
+			if a := config.Approve(approve); a != "" && !a.Valid() {
+				return usage(hint.Errorf("pass auto, ask or never", "--approve does not have the value %.20q", approve))
+			} else if o.Scope == mcpclient.Project && a != "" && a != config.ApproveAsk {
+				// As .ov.yaml: a checkout must not turn off the questions about itself.
+				return usage(hint.Errorf("let each say it in config.toml, under [mcp], or in their own file: --scope user",
+					"--approve %s is not for a project's file to say", approve))
 			}
 			for _, f := range []struct{ flag, value string }{{"--app", t.app}, {"--env", t.env}} {
 				if f.value != "" && !names.ValidSlug(f.value) {
@@ -128,7 +131,7 @@ other servers.`,
 	t.add(cmd)
 	f := cmd.Flags()
 	f.StringVar(&machineKey, "machine-key", "", "have the server open the vault with this machine key, without an agent")
-	f.StringVar(&approve, "approve", "", "what the server asks before it acts: "+strings.Join(approvals, ", "))
+	f.StringVar(&approve, "approve", "", "when the server is to ask a person: auto, ask or never")
 	f.BoolVar(&force, "force", false, "replace an entry of the same name that is not for ov")
 	return cmd
 }
@@ -172,14 +175,12 @@ func serverProgram(scope mcpclient.Scope) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	found, err := exec.LookPath("ov")
-	if err != nil || !filepath.IsAbs(found) {
-		return self, nil
-	}
-	foundInfo, ferr := os.Stat(found)
-	selfInfo, serr := os.Stat(self)
-	if ferr == nil && serr == nil && os.SameFile(foundInfo, selfInfo) {
-		return found, nil
+	if found, err := exec.LookPath("ov"); err == nil && filepath.IsAbs(found) {
+		foundInfo, ferr := os.Stat(found)
+		selfInfo, serr := os.Stat(self)
+		if ferr == nil && serr == nil && os.SameFile(foundInfo, selfInfo) {
+			return found, nil
+		}
 	}
 	return self, nil
 }
@@ -188,11 +189,10 @@ func serverProgram(scope mcpclient.Scope) (string, error) {
 func (c *clientFlags) report(cmd *cobra.Command, client *mcpclient.Client, r mcpclient.Result) error {
 	talk := cmd.ErrOrStderr()
 	file := safefile.Quote(r.File)
-	would := ""
+	would, next := "", "; next: "+client.Next
 	if r.DryRun {
-		would = "would have "
+		would, next = "would have ", ""
 	}
-	next := "; next: " + client.Next
 	switch r.Action {
 	case mcpclient.Unchanged:
 		fmt.Fprintf(talk, "nothing to change: %s is in %s\n", r.Name, file)

@@ -221,7 +221,7 @@ func (d *document) nesting() error {
 // comment returns the length of the comment that src starts with, but for its
 // last byte; 0 if there is none.
 func comment(src []byte) int {
-	end, n := "", 0
+	var end string
 	switch {
 	case bytes.HasPrefix(src, []byte("//")):
 		end = "\n"
@@ -230,7 +230,8 @@ func comment(src []byte) int {
 	default:
 		return 0
 	}
-	if n = bytes.Index(src[2:], []byte(end)); n < 0 {
+	n := bytes.Index(src[2:], []byte(end))
+	if n < 0 {
 		return len(src)
 	}
 	return 2 + n + len(end) - 1
@@ -341,6 +342,7 @@ func (d *document) add(obj *hujson.Object, name string, value hujson.ValueTrimme
 	}
 	indent, ownLine, sep := outer+d.unit, !d.compact, ""
 	before, after := splitTail(obj.AfterExtra)
+	lineEnds := before != "" && bytes.ContainsRune(obj.AfterExtra, '\n') // as a comment may have to
 	if n := len(obj.Members); n > 0 {
 		last := &obj.Members[n-1]
 		indent, ownLine, sep = indentOf(last), onOwnLine(last), d.gap
@@ -350,7 +352,7 @@ func (d *document) add(obj *hujson.Object, name string, value hujson.ValueTrimme
 	} else if after = ""; ownLine {
 		after = d.newline + outer
 	}
-	if ownLine || before != "" { // which may be a comment up to the end of its line
+	if ownLine || lineEnds {
 		sep = d.newline + indent
 	}
 	m.Name.BeforeExtra = hujson.Extra(before + sep)

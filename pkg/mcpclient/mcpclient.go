@@ -153,13 +153,8 @@ func exists(path string) bool {
 // place finds the client's file. dir is a directory of the project; it matters
 // for that scope only.
 func (c *Client) place(scope Scope, dir string) (place, error) {
-	switch {
-	case scope == User:
+	if scope == User {
 		return c.user(runtime.GOOS)
-	case scope != Project:
-		return place{}, hint.Errorf("the scopes are: user, project", "unknown scope %.40q", string(scope))
-	case c.project == "":
-		return place{}, hint.Errorf("leave --scope out", "%s has no file for one project", c.Title)
 	}
 	root, err := projectRoot(dir)
 	return place{file: filepath.Join(root, c.project)}, err
@@ -215,6 +210,21 @@ type Options struct {
 	DryRun bool   // write nothing
 }
 
+// Check says what is wrong with the options themselves. A name is judged by the
+// rule of the strictest client, Claude Code.
+func (o *Options) Check() error {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+	switch {
+	case o.Name == "" || len(o.Name) > maxName || strings.Trim(o.Name, letters) != "":
+		return fmt.Errorf("%.40q is not a name for a server: letters, digits, dashes and underscores, at most %d", o.Name, maxName)
+	case o.Scope != User && o.Scope != Project:
+		return hint.Errorf("the scopes are: user, project", "unknown scope %.40q", string(o.Scope))
+	case o.Scope == Project && o.Client.project == "":
+		return hint.Errorf("leave --scope out", "a project has no file for %s", o.Client.Title)
+	}
+	return nil
+}
+
 // Result says what was done, or with DryRun would have been.
 type Result struct {
 	Action Action `json:"action"`
@@ -239,12 +249,13 @@ type Result struct {
 // Entry does not know, such as an environment, is kept. Errors are an *Error, a
 // *Foreign or about reading and writing.
 func Install(o Options, entry Entry, force bool) (Result, error) {
-	if err := checkName(o.Name); err != nil {
-		return Result{}, err
-	}
-	return o.edit(func(src []byte) (edited, error) {
+	r, err := o.edit(func(src []byte) (edited, error) {
 		return set(src, o.Client, o.Name, entry, force)
 	})
+	if errors.As(err, new(*Foreign)) {
+		err = hint.Wrap(err, "give ours another name: --name NAME; or replace that one: --force")
+	}
+	return r, err
 }
 
 // Uninstall removes the client's entry of o.Name if it is for `ov mcp serve`.
@@ -252,9 +263,13 @@ func Install(o Options, entry Entry, force bool) (Result, error) {
 // every client; a file in which nothing else is left is removed. Errors are as
 // those of Install.
 func Uninstall(o Options) (Result, error) {
-	return o.edit(func(src []byte) (edited, error) {
+	r, err := o.edit(func(src []byte) (edited, error) {
 		return unset(src, o.Client, o.Name)
 	})
+	if errors.As(err, new(*Foreign)) {
+		err = hint.Wrap(err, "remove it by hand, if it should go")
+	}
+	return r, err
 }
 
 // Alone returns the text of a file that holds nothing but the entry.
@@ -264,6 +279,9 @@ func Alone(c *Client, name string, entry Entry) ([]byte, error) {
 }
 
 func (o *Options) edit(change func([]byte) (edited, error)) (Result, error) {
+	if err := o.Check(); err != nil {
+		return Result{}, err
+	}
 	p, err := o.Client.place(o.Scope, o.Dir)
 	if err != nil {
 		return Result{}, err
@@ -285,16 +303,6 @@ func (o *Options) edit(change func([]byte) (edited, error)) (Result, error) {
 	}
 	r.Action, r.Entry, r.Before, r.Deleted = e.action, e.now, e.before, e.empty
 	return r, err
-}
-
-// checkName judges the name of a server by the rule of the strictest client,
-// Claude Code.
-func checkName(name string) error {
-	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
-	if name == "" || len(name) > maxName || strings.Trim(name, letters) != "" {
-		return fmt.Errorf("%.40q is not a name for a server: letters, digits, dashes and underscores, at most %d", name, maxName)
-	}
-	return nil
 }
 
 // Error is about the contents of a file.
