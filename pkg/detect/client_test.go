@@ -24,8 +24,12 @@ func TestMain(m *testing.M) {
 		misbehave(filepath.Base(os.Args[0]))
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	_ = os.RemoveAll(built)
+	os.Exit(code)
 }
+
+var built string // folder of the real program
 
 func misbehave(how string) {
 	hello := func() { _ = detect.WriteJSON(os.Stdout, detect.Hello{Version: version.String()}) }
@@ -105,6 +109,10 @@ func standIn(t *testing.T, how string) string {
 var ovScan = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "ov-detect")
 	if err != nil {
+		return "", err
+	}
+	built = dir
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // for the test that changes account
 		return "", err
 	}
 	cmd := exec.Command("go", "build", "-o", dir+"/", "../../cmd/ov-scan")

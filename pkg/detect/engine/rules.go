@@ -6,7 +6,6 @@ import (
 	"regexp"
 
 	"github.com/zricethezav/gitleaks/v8/config"
-	gitleaks "github.com/zricethezav/gitleaks/v8/detect"
 
 	"github.com/opaquevault/ov/pkg/detect"
 )
@@ -66,7 +65,7 @@ func addOwn(c *config.Config) error {
 const privateKeyRule = "private-key"
 
 // keyBegin is the first line, also as it is in a URL.
-var keyBegin = regexp.MustCompile(`(?i)^-----BEGIN(?:[ A-Z0-9_+-]|%20){0,100}PRIVATE(?: |%20|\+)KEY(?:(?: |%20|\+)BLOCK)?-----`)
+var keyBegin = regexp.MustCompile(`(?i)^-----BEGIN(?:[ A-Z0-9_+-]|%20){0,100}?PRIVATE(?: |%20|\+)KEY(?:(?: |%20|\+)BLOCK)?-----`)
 
 const (
 	maxKey     = 64 << 10 // bytes of a key as text
@@ -78,12 +77,10 @@ const (
 func isPrivateKey(text []byte) bool { return keyLength(text) > 0 }
 
 // privateKeys returns the private keys in a text.
-func privateKeys(d *gitleaks.Detector, text []byte, path string, lines lines) []detect.Finding {
-	if path != "" && d.Config.Allowlists != nil {
-		for _, a := range d.Config.Allowlists {
-			if a.PathAllowed(path) {
-				return nil
-			}
+func privateKeys(rules config.Config, text []byte, path string, lines lines) []detect.Finding {
+	for _, a := range rules.Allowlists {
+		if a.PathAllowed(path) {
+			return nil
 		}
 	}
 	var found []detect.Finding
@@ -96,7 +93,7 @@ func privateKeys(d *gitleaks.Detector, text []byte, path string, lines lines) []
 		n := keyLength(text[at:])
 		if n > 0 && !(path != "" && allowed(text, at)) {
 			found = append(found, detect.Finding{
-				Rule: privateKeyRule, Description: d.Config.Rules[privateKeyRule].Description,
+				Rule: privateKeyRule, Description: rules.Rules[privateKeyRule].Description,
 				Start: at, End: at + n, Line: lines.of(at),
 			})
 		}
