@@ -1,6 +1,7 @@
 package mcpclient
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -313,29 +314,33 @@ func TestAtOnce(t *testing.T) {
 	onlyFile(t, path)
 }
 
-// editForever makes the test program install and uninstall until it is killed.
+// editForever makes the test program uninstall and install until it is killed,
+// with a line of output after each.
 const editForever = "OV_TEST_EDIT_FOREVER"
 
 func loop() {
 	c, _ := Find("cursor")
 	o := Options{Client: c, Scope: User, Name: DefaultName}
 	for {
-		for _, err := range []error{second(Install(o, entry, false)), second(Uninstall(o))} {
+		for _, do := range []func() (Result, error){
+			func() (Result, error) { return Uninstall(o) },
+			func() (Result, error) { return Install(o, entry, false) },
+		} {
+			r, err := do()
 			if err != nil {
-				fmt.Println(err)
+				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}
+			fmt.Println(r.Action)
 		}
 	}
 }
-
-func second(_ Result, err error) error { return err }
 
 // TestKilled: at whatever moment ov is killed, the file is the old one or the
 // new one, whole.
 func TestKilled(t *testing.T) {
 	o, path := cursorFile(t)
-	large := strings.Replace(other, "{}", `{"args": ["`+strings.Repeat("x", 1<<20)+`"]}`, 1)
+	large := strings.Replace(other, "{}", `{"args": ["`+strings.Repeat("x", 256<<10)+`"]}`, 1)
 	write(t, path, large)
 	if _, err := Install(o, entry, false); err != nil {
 		t.Fatal(err)
@@ -346,13 +351,29 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := map[bool]int{}
-	for range 25 {
-		cmd := exec.Command(self)
-		cmd.Env = append(os.Environ(), editForever+"=1")
-		if err := cmd.Start(); err != nil {
+	for i := range 24 {
+		if err := os.WriteFile(path, []byte(with), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(20*time.Millisecond + rand.N(60*time.Millisecond))
+		cmd := exec.Command(self)
+		cmd.Env = append(os.Environ(), editForever+"=1")
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		// In its second edit, its third, and so on.
+		start, lines := time.Now(), bufio.NewScanner(out)
+		for range 1 + i%4 {
+			start = time.Now()
+			if !lines.Scan() {
+				t.Fatal("it ended by itself")
+			}
+		}
+		time.Sleep(rand.N(max(2*time.Millisecond, time.Since(start))))
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
