@@ -24,6 +24,9 @@ SPECIAL   := /test/(systemd|memory|faults)(/|$$)
 # gotest is `go test` that also writes each skipped test, and why, to NOT_RUN.
 gotest = go run ./test/setup/gotest
 
+# The programs besides ov. `ov mcp serve` becomes ov-mcp, `ov scan` ov-scan.
+OTHERS := ov-agent ov-mcp ov-scan
+
 .PHONY: all
 all: build
 
@@ -31,7 +34,7 @@ all: build
 # at an entry point of its own on Linux: see pkg/launch/entry_linux_amd64.s.
 compile = entry=; if [ "$$(go env GOOS)" = linux ]; then entry='-E ov_entry'; fi; \
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS) $$entry" -o $(1) ./cmd/ov && \
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(1) ./cmd/ov-agent ./cmd/ov-scan
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(1) $(addprefix ./cmd/,$(OTHERS))
 
 .PHONY: build
 build: ## ov and its further programs into bin/
@@ -160,7 +163,7 @@ generate-check: $(PROTOC_GEN) $(PROTOC_GRPC)
 .PHONY: install
 install: build ## into PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 bin/ov bin/ov-agent bin/ov-scan $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 $(addprefix bin/,ov $(OTHERS)) $(DESTDIR)$(PREFIX)/bin/
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 0644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	install -m 0644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/

@@ -1,0 +1,89 @@
+package mcp
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/opaquevault/ov/pkg/config"
+)
+
+func words(s string) []string { return strings.Fields(s) }
+
+// A rule allows the command that it is, and nothing longer or shorter.
+func TestAllow(t *testing.T) {
+	p := policy{allow: []config.Rule{words("npm test"), words("go test ./..."), words("make *"), words("docker compose **"), {"a", "b c"}, words("**x")}}
+	for command, want := range map[string]bool{
+		"npm test":             true,
+		"npm":                  false,
+		"npm test --x":         false,
+		"npm run test":         false,
+		"NPM test":             false,
+		"/usr/bin/npm test":    false,
+		"go test ./...":        true,
+		"go test ./pkg/...":    false,
+		"make all":             true,
+		"make":                 false,
+		"make a b":             false,
+		"docker compose":       true,
+		"docker compose up -d": true,
+		"docker run":           false,
+		"a b c":                false,
+		"**x":                  true,
+		"anything":             false,
+	} {
+		if got := p.allowed(words(command)); got != want {
+			t.Errorf("%s: %v", command, got)
+		}
+	}
+	if !p.allowed([]string{"a", "b c"}) {
+		t.Error("a word with a space in it")
+	}
+}
+
+// A rule denies whatever begins with it.
+func TestDeny(t *testing.T) {
+	p := policy{deny: []config.Rule{words("curl"), words("git push"), words("npm * --force")}}
+	for command, want := range map[string]bool{
+		"curl": true, "curl -v x": true, "curly": false, "git push": true, "git push origin": true, "git": false,
+		"git pull": false, "npm i --force": true, "npm i x --force": false,
+	} {
+		if got := p.denied(words(command)) != nil; got != want {
+			t.Errorf("%s: %v", command, got)
+		}
+	}
+}
+
+// An answer approves what was shown, once.
+func TestQuestions(t *testing.T) {
+	var q questions
+	a, b := q.ask("A"), q.ask("B")
+	if a == b || q.answered("", "A") || q.answered(a+"x", "A") {
+		t.Error("a token that was not given")
+	}
+	if q.answered(a, "B") || q.answered(a, "A") {
+		t.Error("a token that was used for something else")
+	}
+	if !q.answered(b, "B") || q.answered(b, "B") {
+		t.Error("not once")
+	}
+	first := q.ask("first")
+	for i := range maxQuestions {
+		q.ask(fmt.Sprint(i))
+	}
+	if len(q.open) != maxQuestions || q.answered(first, "first") {
+		t.Error("the oldest does not go")
+	}
+}
+
+// What is to be approved cannot hide.
+func TestVisible(t *testing.T) {
+	for word, want := range map[string]string{
+		"npm": "npm", "--a=b,c": "--a=b,c", "": `""`, "a b": `"a b"`, "a\nb": `"a\nb"`, "\x1b[2J": `"\x1b[2J"`,
+		"\u202egpj.sh": `"\u202egpj.sh"`, "a\u200bb": `"a\u200bb"`, `"`: `"\""`, "$(x)": `"$(x)"`, "é": `"é"`, "\xff": `"\xff"`,
+	} {
+		if got := visible(word); got != want {
+			t.Errorf("%q: got %s, want %s", word, got, want)
+		}
+	}
+}

@@ -1,0 +1,229 @@
+package mcp
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opaquevault/ov/pkg/access"
+	"github.com/opaquevault/ov/pkg/agent"
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/mask"
+	"github.com/opaquevault/ov/pkg/vault"
+)
+
+// opener opens the vault anew for each use: the agent may have been started
+// again or locked since, and a machine key does not stay in memory.
+type opener struct {
+	place      access.Place
+	machineKey string
+}
+
+// open opens the vault, and never asks for a password: stdin is the protocol.
+// The caller calls the returned function when it is done.
+func (o opener) open(ctx context.Context) (vault.Unlocked, func(), error) {
+	if o.machineKey != "" {
+		session, err := o.place.UnlockKey(ctx, o.machineKey)
+		if err != nil {
+			return nil, nil, err
+		}
+		return session, session.Destroy, nil
+	}
+	client, err := o.place.Connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return client, func() { _ = client.Close() }, nil
+}
+
+// use opens the vault and calls fn. A vault that is locked, or whose agent does
+// not run, is an error that says how to unlock.
+func (o opener) use(ctx context.Context, fn func(vault.Unlocked) error) error {
+	v, done, err := o.open(ctx)
+	if err == nil {
+		err = fn(v)
+		done()
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, agent.ErrLocked):
+		return hint.Wrap(fmt.Errorf("the vault is locked: %w", err), "a person unlocks it in a terminal: ov agent unlock")
+	case access.NoAgent(err):
+		return hint.Wrap(fmt.Errorf("the vault is locked: %w", err), "a person unlocks it in a terminal: ov agent start")
+	}
+	return err
+}
+
+// known are the values of the env, compiled: what no message may hold. They
+// lie in this process, which nobody but root can read, for as long as the vault
+// is open.
+type known struct {
+	vault opener
+	ref   vault.Ref
+	key   [32]byte // of the digests
+
+	mu      sync.Mutex
+	current *values
+	listing [32]byte // of the list that current was made after
+	checked time.Time
+}
+
+// values are the compiled values of one moment. Who holds them releases them;
+// the last one wipes them.
+type values struct {
+	*mask.Set
+	digest [32]byte
+	mu     sync.Mutex
+	refs   int
+}
+
+func (v *values) hold() *values {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.refs++
+	return v
+}
+
+func (v *values) release() {
+	if v == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.refs--; v.refs == 0 {
+		v.Wipe()
+	}
+}
+
+func newKnown(v opener, ref vault.Ref) *known {
+	k := &known{vault: v, ref: ref}
+	_, _ = rand.Read(k.key[:]) // never fails
+	return k
+}
+
+// forget wipes the values.
+func (k *known) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.set(nil)
+}
+
+func (k *known) set(v *values) {
+	k.current.release()
+	k.current = v
+	k.listing, k.checked = [32]byte{}, time.Time{}
+}
+
+// stale makes the next look at the values a fresh one.
+func (k *known) stale() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.checked = time.Time{}
+}
+
+// of returns the compiled values of all the env's secrets, as Reveal hands them
+// out, and keeps them as the newest. The caller releases them.
+func (k *known) of(secrets []vault.Secret) (*values, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.ofLocked(secrets)
+}
+
+func (k *known) ofLocked(secrets []vault.Secret) (*values, error) {
+	// A version number is not enough: a secret that was deleted and made again
+	// begins anew.
+	mac := hmac.New(sha256.New, k.key[:])
+	for _, s := range secrets {
+		field(mac.Write, []byte(s.Name))
+		field(mac.Write, s.Value)
+	}
+	digest := [32]byte(mac.Sum(nil))
+	if k.current != nil && k.current.digest == digest {
+		return k.current.hold(), nil
+	}
+	list := make([]mask.Value, len(secrets))
+	for i, s := range secrets {
+		list[i] = mask.Value{Name: s.Name, Bytes: s.Value}
+	}
+	set, err := mask.Compile(list)
+	if err != nil {
+		return nil, err
+	}
+	v := &values{Set: set, digest: digest, refs: 1}
+	k.set(v)
+	return v.hold(), nil
+}
+
+// field writes b with its length before it.
+func field(write func([]byte) (int, error), b []byte) {
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(b)))
+	_, _ = write(n[:])
+	_, _ = write(b)
+}
+
+// fresh is how long the values count as those of the vault.
+const fresh = time.Second
+
+// now returns the values as the vault has them, or nil when there is no way to
+// know them: it is locked, or the env is not there. The caller releases them.
+func (k *known) now(ctx context.Context) (*values, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(k.checked) < fresh {
+		if k.current == nil {
+			return nil, nil
+		}
+		return k.current.hold(), nil
+	}
+	var out *values
+	opened := false
+	err := k.vault.use(ctx, func(v vault.Unlocked) error {
+		opened = true
+		list, err := v.List(ctx, k.ref)
+		if err != nil {
+			return err
+		}
+		sum := sha256.New()
+		for _, item := range list {
+			field(sum.Write, []byte(item.Name))
+			field(sum.Write, fmt.Append(nil, item.Version, item.Created.UnixNano()))
+		}
+		listing := [32]byte(sum.Sum(nil))
+		if k.current != nil && listing == k.listing {
+			out = k.current.hold()
+		} else {
+			err = v.Reveal(ctx, k.ref, vault.Select{}, func(secrets []vault.Secret) error {
+				out, err = k.ofLocked(secrets)
+				return err
+			})
+		}
+		if err == nil {
+			k.listing, k.checked = listing, time.Now()
+		}
+		return err
+	})
+	if err == nil {
+		return out, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	for _, closed := range []error{agent.ErrLocked, vault.ErrNotFound, vault.ErrDeadKey, vault.ErrScope} {
+		opened = opened && !errors.Is(err, closed)
+	}
+	if opened { // and something else is wrong
+		return nil, fmt.Errorf("cannot tell the values of %s: %w", k.ref, err)
+	}
+	// What cannot be opened hands out no values. Look again in a moment.
+	k.set(nil)
+	k.checked = time.Now()
+	return nil, nil
+}

@@ -1,0 +1,528 @@
+package mcp
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+	"golang.org/x/sys/unix"
+
+	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/mcp/options"
+	"github.com/opaquevault/ov/pkg/vault"
+)
+
+// A program gets the secrets, and the client gets its output without them.
+func TestRun(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	c := f.connect(nil, "")
+	out, fault := sh(f, c, `echo "token=$TOKEN"; printf %s "$PASSWORD" | base64 >&2; printenv FLAG; pwd; exit 3`)
+	if fault != "" {
+		t.Fatal(fault)
+	}
+	if want := "token=[masked TOKEN]\ntrue\n" + f.dir + "\n"; out.Stdout != want {
+		t.Errorf("stdout %q", out.Stdout)
+	}
+	if !strings.HasPrefix(out.Stderr, "[masked PASSWORD]") {
+		t.Errorf("stderr %q", out.Stderr)
+	}
+	if out.ExitCode != 3 || out.MaskedCount != 2 || out.TimedOut || out.Truncated || !slices.Equal(out.SecretsInjected, []string{"FLAG", "PASSWORD", "TOKEN"}) {
+		t.Errorf("%+v", out)
+	}
+	if len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "FLAG is not masked") {
+		t.Errorf("warnings %q", out.Warnings)
+	}
+
+	// Only what was asked for goes in; all is masked.
+	f.file("copy", secretValues["TOKEN"])
+	out, fault = sh(f, c, `echo "[$TOKEN][$FLAG]"; cat copy; env | grep ^OV_`, "secrets", []string{"FLAG"})
+	if fault != "" || out.Stdout != "[][true]\n[masked TOKEN]" || !slices.Equal(out.SecretsInjected, []string{"FLAG"}) {
+		t.Errorf("%s %+v", fault, out)
+	}
+	out, fault = sh(f, c, `env`, "secrets", []string{})
+	if fault != "" || strings.Contains(out.Stdout, "masked") || len(out.SecretsInjected) != 0 {
+		t.Errorf("%s %+v", fault, out)
+	}
+	if _, fault = sh(f, c, `env`, "secrets", []string{"NOPE", "TOKEN"}); !strings.Contains(fault, "1 secret not found in shop/test: NOPE") {
+		t.Error(fault)
+	}
+	out, fault = sh(f, c, `kill -SEGV $$`)
+	if fault != "" || out.ExitCode != 139 || out.Signal != "SIGSEGV" {
+		t.Errorf("%s %+v", fault, out)
+	}
+	out, fault = sh(f, c, `head -c 1000000 /dev/zero | tr '\0' x; echo "$TOKEN"`)
+	if fault != "" || !out.Truncated || !strings.Contains(out.Stdout, "bytes left out") || !strings.HasSuffix(out.Stdout, "xx[masked TOKEN]\n") {
+		t.Errorf("%s %.100s", fault, out.Stdout)
+	}
+
+	// A new value is masked at once, also where it takes the version's number of
+	// one that was deleted.
+	ctx := t.Context()
+	if err := f.session.Delete(ctx, shop, []string{"TOKEN"}); err != nil {
+		t.Fatal(err)
+	}
+	put := vault.Put{Name: "TOKEN", Value: []byte("another-value-1")}
+	if _, err := f.session.Put(ctx, shop, []vault.Put{put}, vault.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if out, fault = sh(f, c, `echo "$TOKEN"`); fault != "" || out.Stdout != "[masked TOKEN]\n" {
+		t.Errorf("%s %+v", fault, out)
+	}
+}
+
+// What cannot run says why, and does not run.
+func TestRunRefused(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	f.policy.deny = []config.Rule{{"/bin/rm"}}
+	outside := t.TempDir()
+	if err := os.Symlink(outside, filepath.Join(f.dir, "out")); err != nil {
+		t.Fatal(err)
+	}
+	c := f.connect(nil, "")
+	for name, test := range map[string]struct {
+		args object
+		want string
+	}{
+		"nothing":           {object{}, "the argument command is missing"},
+		"empty":             {object{"command": []string{}}, "command is empty"},
+		"an empty word":     {object{"command": []string{""}}, "command is empty"},
+		"NUL":               {object{"command": []string{"a\x00b"}}, "NUL"},
+		"denied":            {object{"command": []string{"/bin/rm", "-rf", "x"}}, "denied by a rule of the configuration: /bin/rm"},
+		"not there":         {object{"command": []string{"no-such-program"}}, "not found"},
+		"outside":           {object{"command": []string{"ls"}, "work_dir": "/"}, "outside of the project"},
+		"outside by ..":     {object{"command": []string{"ls"}, "work_dir": "../.."}, "outside of the project"},
+		"outside by a link": {object{"command": []string{"ls"}, "work_dir": "out"}, "outside of the project"},
+		"no directory":      {object{"command": []string{"ls"}, "work_dir": "nope"}, "cannot use work_dir: no such file"},
+		"too long":          {object{"command": []string{"ls"}, "timeout_seconds": 3601}, "timeout_seconds is out of bounds"},
+		"negative":          {object{"command": []string{"ls"}, "timeout_seconds": -1}, "timeout_seconds is out of bounds"},
+		"not a name":        {object{"command": []string{"ls"}, "secrets": []string{"a b"}}, "not a secret's name"},
+		"huge":              {object{"command": []string{"ls", strings.Repeat("x", maxCommand)}}, "command is too long"},
+	} {
+		if out, fault := call[runOutput](f, c, "vault_run", test.args); !strings.Contains(fault, test.want) {
+			t.Errorf("%s: got %q %+v", name, fault, out)
+		}
+	}
+}
+
+// gone waits until no process of the group is left.
+func gone(t *testing.T, pgid int) {
+	t.Helper()
+	for range 1000 {
+		if err := unix.Kill(-pgid, 0); err != nil {
+			return
+		}
+		// What was orphaned is left to whoever is process 1 here: a zombie is gone.
+		if !alive(pgid) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("the group %d is still there", pgid)
+}
+
+// A time that is over ends the whole group, with TERM first.
+func TestTimeout(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	c := f.connect(nil, "")
+	out, fault := sh(f, c, `trap 'echo got TERM; exit 7' TERM; echo $$; sleep 100 & wait`, "timeout_seconds", 1)
+	if fault != "" || !out.TimedOut || out.ExitCode != 7 || !strings.HasSuffix(out.Stdout, "got TERM\n") {
+		t.Fatalf("%s %+v", fault, out)
+	}
+	pgid, _ := strconv.Atoi(strings.Fields(out.Stdout)[0])
+	gone(t, pgid)
+	out, fault = sh(f, c, `trap '' TERM; echo $$; sleep 100; sleep 100`, "timeout_seconds", 1)
+	if fault != "" || !out.TimedOut || out.Signal != "SIGKILL" || out.ExitCode != 137 {
+		t.Fatalf("%s %+v", fault, out)
+	}
+	pgid, _ = strconv.Atoi(strings.Fields(out.Stdout)[0])
+	gone(t, pgid)
+}
+
+// A program that ends leaves nothing behind that has its secrets, and what is
+// left outside of its group does not hold up the answer.
+func TestLeftBehind(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	c := f.connect(nil, "")
+	out, fault := sh(f, c, `sleep 100 & echo $$`)
+	if fault != "" || len(out.Warnings) != 1 {
+		t.Fatalf("%s %+v", fault, out)
+	}
+	pgid, _ := strconv.Atoi(strings.TrimSpace(out.Stdout))
+	gone(t, pgid)
+	out, fault = sh(f, c, `setsid sleep 20 & sleep 0.3; echo done`)
+	if fault != "" || out.Stdout != "done\n" || len(out.Warnings) != 2 || !strings.Contains(out.Warnings[1], "outside of its process group") {
+		t.Fatalf("%s %+v", fault, out)
+	}
+}
+
+// The client cancels a call, and the program and all it started end.
+func TestCancel(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	c := f.connect(nil, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.CallTool(ctx, &sdk.CallToolParams{Name: "vault_run", Arguments: object{
+			"command": []string{"/bin/sh", "-c", `echo $$ > pid.new; mv pid.new pid; sleep 100; sleep 100`},
+		}})
+		ended <- err
+	}()
+	pgid := readPID(t, filepath.Join(f.dir, "pid"))
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("a cancelled call has a result")
+	}
+	gone(t, pgid)
+}
+
+func readPID(t *testing.T, file string) int {
+	t.Helper()
+	for range 1000 {
+		if text, err := os.ReadFile(file); err == nil {
+			pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the program did not start")
+	return 0
+}
+
+// With the client goes what it has running.
+func TestClientLeaves(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	c := f.connect(nil, "")
+	go func() {
+		_, _ = c.CallTool(t.Context(), &sdk.CallToolParams{Name: "vault_run", Arguments: object{
+			"command": []string{"/bin/sh", "-c", `echo $$ > pid.new; mv pid.new pid; sleep 100`},
+		}})
+	}()
+	pgid := readPID(t, filepath.Join(f.dir, "pid"))
+	f.hangUp()
+	gone(t, pgid)
+}
+
+// Secrets are made, changed and deleted without a value in any message.
+func TestWrite(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	c := f.connect(nil, "")
+	value := func(name string) string {
+		var got string
+		err := f.session.Reveal(t.Context(), shop, vault.Select{Names: []string{name}}, func(list []vault.Secret) error {
+			got = string(list[0].Value)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for alphabet, want := range map[string]string{
+		"": "^[A-Za-z0-9]{40}$", "alphanumeric": "^[A-Za-z0-9]{40}$", "hex": "^[0-9a-f]{40}$", "base64url": "^[-_A-Za-z0-9]{40}$",
+		"digits": "^[0-9]{40}$", "printable": "^[!-~]{40}$",
+	} {
+		name := "NEW_" + strings.ToUpper(alphabet)
+		how := object{"length": 40}
+		if alphabet != "" {
+			how["alphabet"] = alphabet
+		}
+		out, fault := call[writeOutput](f, c, "vault_create_secret", object{"name": name, "generate": how})
+		if fault != "" || out != (writeOutput{name, 1, "shop", "test"}) {
+			t.Fatalf("%s: %s %+v", alphabet, fault, out)
+		}
+		got := value(name)
+		if !regexp.MustCompile(want).MatchString(got) {
+			t.Errorf("%s made another form", alphabet)
+		}
+		if strings.Contains(f.wire.String(), got) {
+			t.Error("the client saw the value")
+		}
+		if out, fault := sh(f, c, "echo $"+name); fault != "" || out.Stdout != "[masked "+name+"]\n" {
+			t.Errorf("%s %+v", fault, out)
+		}
+	}
+	f.file("cert.pem", "line one\nline two\n")
+	f.file("token.txt", "just-a-token\r\n")
+	f.file("empty", "\n")
+	f.file("big", strings.Repeat("x", maxValue+1))
+	for file, want := range map[string]string{"cert.pem": "line one\nline two\n", "./token.txt": "just-a-token", filepath.Join(f.dir, "token.txt"): "just-a-token"} {
+		out, fault := call[writeOutput](f, c, "vault_update_secret", object{"name": "TOKEN", "from_file": file})
+		if fault != "" || out.Version < 2 || value("TOKEN") != want {
+			t.Errorf("%s: %s %+v", file, fault, out)
+		}
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(f.dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(f.dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		tool string
+		args object
+		want string
+	}{
+		{"vault_create_secret", object{"name": "A", "value": "literal"}, "ov secret set NAME"},
+		{"vault_update_secret", object{"name": "TOKEN", "generate": object{}, "literal": "x"}, "ov secret set NAME"},
+		{"vault_create_secret", object{"name": "A"}, "one of generate and from_file"},
+		{"vault_create_secret", object{"name": "A", "generate": object{}, "from_file": "cert.pem"}, "one of generate and from_file"},
+		{"vault_create_secret", object{"name": "A", "generate": object{"length": 7}}, "generate.length is out of bounds"},
+		{"vault_create_secret", object{"name": "A", "generate": object{"length": 4097}}, "generate.length is out of bounds"},
+		{"vault_create_secret", object{"name": "A", "generate": object{"alphabet": "abc"}}, "generate.alphabet is not known"},
+		{"vault_create_secret", object{"name": "A-B", "generate": object{}}, "not a secret's name"},
+		{"vault_create_secret", object{"name": "TOKEN", "generate": object{}}, "vault_update_secret"},
+		{"vault_update_secret", object{"name": "NOPE", "generate": object{}}, "not found in shop/test: NOPE"},
+		{"vault_create_secret", object{"name": "A", "from_file": "/etc/passwd"}, "outside of the project"},
+		{"vault_create_secret", object{"name": "A", "from_file": "../key"}, "outside of the project"},
+		{"vault_create_secret", object{"name": "A", "from_file": "link"}, "cannot read from_file"},
+		{"vault_create_secret", object{"name": "A", "from_file": "pipe"}, "not a regular file"},
+		{"vault_create_secret", object{"name": "A", "from_file": "."}, "not a regular file"},
+		{"vault_create_secret", object{"name": "A", "from_file": "empty"}, "is empty"},
+		{"vault_create_secret", object{"name": "A", "from_file": "big"}, "too large"},
+		{"vault_delete_secret", object{"name": "NOPE"}, "NOPE"},
+	} {
+		if _, fault := call[object](f, c, test.tool, test.args); !strings.Contains(fault, test.want) {
+			t.Errorf("%s %v: got %q", test.tool, test.args, fault)
+		}
+	}
+	if out, fault := call[deleteOutput](f, c, "vault_delete_secret", object{"name": "TOKEN"}); fault != "" || !out.Deleted {
+		t.Errorf("%s %+v", fault, out)
+	}
+	if out, fault := call[existsOutput](f, c, "vault_secret_exists", object{"name": "TOKEN"}); fault != "" || out.Exists {
+		t.Errorf("%s %+v", fault, out)
+	}
+	if out, fault := call[existsOutput](f, c, "vault_secret_exists", object{"name": "PASSWORD"}); fault != "" || !out.Exists || out.Version != 1 {
+		t.Errorf("%s %+v", fault, out)
+	}
+	list, fault := call[listOutput](f, c, "vault_list_secrets", nil)
+	if fault != "" || len(list.Secrets) != 8 || list.Secrets[0].Name != "FLAG" {
+		t.Errorf("%s %+v", fault, list)
+	}
+}
+
+// Whoever can be asked is asked, is shown everything, and what was approved is
+// what runs.
+func TestApproval(t *testing.T) {
+	for _, version := range []string{"2025-06-18", ""} {
+		t.Run("protocol "+version, func(t *testing.T) {
+			f := newFixture(t, options.Serve{Approve: config.ApproveAuto})
+			f.policy.allow = []config.Rule{{"/bin/echo", "allowed"}}
+			action, question, asked := "accept", "", 0
+			c := f.connect(&sdk.ClientOptions{ElicitationHandler: func(_ context.Context, req *sdk.ElicitRequest) (*sdk.ElicitResult, error) {
+				asked++
+				question = req.Params.Message
+				return &sdk.ElicitResult{Action: action}, nil
+			}}, version)
+			run := func(command ...string) (runOutput, string) {
+				return call[runOutput](f, c, "vault_run", object{"command": command, "secrets": []string{"TOKEN"}})
+			}
+			out, fault := run("/bin/echo", "a\x1b[2Jb", "c d")
+			if fault != "" || out.ExitCode != 0 || asked != 1 {
+				t.Fatalf("%s %+v, asked %d times", fault, out, asked)
+			}
+			for _, want := range []string{`command:   /bin/echo "a\x1b[2Jb" "c d"` + "\n", "directory: " + f.dir + "\n", "secrets:   TOKEN\n", "shop/test"} {
+				if !strings.Contains(question, want) {
+					t.Errorf("%q is not in %q", want, question)
+				}
+			}
+			for _, action = range []string{"decline", "cancel"} {
+				want := map[string]string{"decline": "did not approve", "cancel": "without an answer"}[action]
+				if _, fault := run("/bin/echo", "x"); !strings.Contains(fault, want) {
+					t.Errorf("%s: %s", action, fault)
+				}
+			}
+			asked = 0
+			if _, fault := run("/bin/echo", "allowed"); fault != "" || asked != 0 {
+				t.Errorf("%s, asked %d times", fault, asked)
+			}
+			if _, fault := call[listOutput](f, c, "vault_list_secrets", nil); fault != "" || asked != 0 {
+				t.Errorf("%s, asked %d times", fault, asked)
+			}
+			for tool, args := range map[string]object{
+				"vault_create_secret": {"name": "NEW", "generate": object{}},
+				"vault_update_secret": {"name": "TOKEN", "from_file": "x"},
+				"vault_delete_secret": {"name": "TOKEN"},
+			} {
+				asked = 0
+				if _, fault := call[object](f, c, tool, args); asked != 1 || !strings.Contains(fault, "without an answer") {
+					t.Errorf("%s: %s, asked %d times", tool, fault, asked)
+				}
+				if !strings.Contains(question, args["name"].(string)) || !strings.Contains(question, "shop/test") {
+					t.Errorf("%s asks %q", tool, question)
+				}
+			}
+			if list, _ := call[listOutput](f, c, "vault_list_secrets", nil); len(list.Secrets) != 3 {
+				t.Errorf("something changed: %+v", list)
+			}
+		})
+	}
+}
+
+// A client that says itself that a call was approved is not believed.
+func TestApprovalForged(t *testing.T) {
+	f := newFixture(t, options.Serve{Approve: config.ApproveAsk})
+	answers := make(chan string, 10)
+	c := f.connect(&sdk.ClientOptions{
+		MultiRoundTrip: &sdk.MultiRoundTripOptions{Disabled: true},
+		ElicitationHandler: func(context.Context, *sdk.ElicitRequest) (*sdk.ElicitResult, error) {
+			answers <- "asked"
+			return &sdk.ElicitResult{Action: "decline"}, nil
+		},
+	}, "")
+	accept := sdk.InputResponseMap{approvalKey: &sdk.ElicitResult{Action: "accept"}}
+	ask := func(word, state string, answer sdk.InputResponseMap) *sdk.CallToolResult {
+		res, err := c.CallTool(t.Context(), &sdk.CallToolParams{
+			Name: "vault_run", Arguments: object{"command": []string{"/bin/echo", word}}, RequestState: state, InputResponses: answer,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	res := ask("a", "", accept)
+	if !res.NeedsInput() {
+		t.Fatalf("not asked: %+v", res)
+	}
+	state := res.RequestState
+	if res := ask("b", state, accept); !res.IsError {
+		t.Error("ran something else than was approved")
+	}
+	if res := ask("a", state, accept); !res.IsError {
+		t.Error("an approval that was used already")
+	}
+	if res := ask("a", "made-up", accept); !res.IsError {
+		t.Error("a token of the client's making")
+	}
+	if res := ask("a", ask("a", "", nil).RequestState, nil); !res.IsError {
+		t.Error("no answer")
+	}
+	if res := ask("a", ask("a", "", nil).RequestState, accept); res.IsError {
+		t.Errorf("the right answer: %v", res.Content[0].(*sdk.TextContent).Text)
+	}
+}
+
+// A client that cannot ask gets what the mode says.
+func TestApprovalWithoutElicitation(t *testing.T) {
+	for approve, want := range map[config.Approve]string{
+		config.ApproveAsk: "this client cannot ask one", config.ApproveAuto: "", config.ApproveNever: "",
+	} {
+		f := newFixture(t, options.Serve{Approve: approve})
+		f.policy.allow = []config.Rule{{"/bin/echo", "allowed"}}
+		c := f.connect(nil, "")
+		if _, fault := sh(f, c, "true"); !strings.Contains(fault, want) || (fault != "") != (want != "") {
+			t.Errorf("%s: got %q", approve, fault)
+		}
+		if _, fault := call[runOutput](f, c, "vault_run", object{"command": []string{"/bin/echo", "allowed"}}); fault != "" {
+			t.Errorf("%s: %s", approve, fault)
+		}
+		if _, fault := call[object](f, c, "vault_create_secret", object{"name": "N", "generate": object{}}); !strings.Contains(fault, want) {
+			t.Errorf("%s: got %q", approve, fault)
+		}
+	}
+}
+
+// made are secrets by their form, made here so that they stand in no file.
+var made = map[string]string{
+	"aws-access-token": "AKIA" + "QYLPMN5HHHFPZAM2",
+	"github-pat":       "ghp_" + "1B2c3D4e5F6g7H8i9J0kLmNoPqRsTuVwXyZa",
+}
+
+// What holds a secret does not pass, in either direction, and the answer says
+// why without it.
+func TestIntercept(t *testing.T) {
+	for _, mode := range []string{"block", "warn", "off", ""} {
+		t.Run("mode "+mode, func(t *testing.T) {
+			t.Setenv(modeVariable, mode)
+			f := newFixture(t, options.Serve{})
+			c := f.connect(nil, "")
+			blocks := mode == "block" || mode == ""
+			count := 0
+			check := func(what, fault, rule, secret string) {
+				t.Helper()
+				count++
+				if blocks != (fault != "") {
+					t.Errorf("%s: got %q", what, fault)
+				}
+				if blocks && (!strings.Contains(fault, rule) || !strings.Contains(fault, "ov secret set NAME")) {
+					t.Errorf("%s: got %q, which does not say %s", what, fault, rule)
+				}
+				for n := 6; n <= len(secret); n++ {
+					if strings.Contains(fault, secret[:n]) || strings.Contains(f.log.String(), secret[:n]) {
+						t.Errorf("%s: part of the secret in %q", what, fault)
+						break
+					}
+				}
+			}
+			for rule, secret := range made {
+				_, fault := sh(f, c, "true "+secret)
+				check("to the server", fault, rule, secret)
+				f.file("leak", secret)
+				_, fault = sh(f, c, "cat leak")
+				check("to the client", fault, rule, secret)
+			}
+			value := secretValues["TOKEN"]
+			_, fault := sh(f, c, "true "+value)
+			check("value to the server", fault, "vault-value", value)
+			_, fault = sh(f, c, "true "+secretValues["PASSWORD"])
+			check("escaped value to the server", fault, "vault-value", secretValues["PASSWORD"])
+			// What the SDK says by itself about an unknown tool repeats its name.
+			res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: made["github-pat"]})
+			if blocks != (err == nil && res.IsError) {
+				t.Errorf("an unknown tool: %v", err)
+			}
+			status, fault := call[statusOutput](f, c, "vault_status", nil)
+			want := map[string]string{"": "block"}[mode]
+			if want == "" {
+				want = mode
+			}
+			if fault != "" || !status.Unlocked || status.InterceptMode != want || status.Key != "machine-key" || status.SecretCount != 3 {
+				t.Errorf("%s %+v", fault, status)
+			}
+			if counted := status.InterceptedCount > 0; counted == (mode == "off") {
+				t.Errorf("counted %d", status.InterceptedCount)
+			}
+			if blocks && (status.InterceptedCount != int64(count+1) || strings.Count(f.log.String(), "a message holds a secret") != count+1) {
+				t.Errorf("counted %d, logged %d, of %d", status.InterceptedCount, strings.Count(f.log.String(), "a message holds a secret"), count+1)
+			}
+		})
+	}
+	if _, err := interceptMode("Block"); err == nil {
+		t.Error("took an unknown mode")
+	}
+}
+
+// A vault that cannot be opened is said by every tool, with the way out.
+func TestLocked(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	f.vault.machineKey = ""
+	f.vault.place.Socket = filepath.Join(t.TempDir(), "none.sock")
+	f.known = newKnown(f.vault, f.ref)
+	f.intercept.known = f.known
+	c := f.connect(nil, "")
+	for tool, args := range map[string]object{
+		"vault_run":           {"command": []string{"true"}},
+		"vault_list_secrets":  {},
+		"vault_secret_exists": {"name": "A"},
+		"vault_create_secret": {"name": "A", "generate": object{}},
+		"vault_update_secret": {"name": "A", "generate": object{}},
+		"vault_delete_secret": {"name": "A"},
+	} {
+		if _, fault := call[object](f, c, tool, args); !strings.Contains(fault, "the vault is locked") || !strings.Contains(fault, "ov agent start") {
+			t.Errorf("%s: %q", tool, fault)
+		}
+	}
+	status, fault := call[statusOutput](f, c, "vault_status", nil)
+	if fault != "" || status.Unlocked || !strings.Contains(status.LockedBecause, "locked") || !strings.Contains(status.HowToUnlock, "ov agent start") {
+		t.Errorf("%s %+v", fault, status)
+	}
+}
