@@ -101,14 +101,19 @@ var forbidden = []struct {
 		"github.com/spf13/cobra/doc", "github.com/pelletier/go-toml/...", "go.yaml.in/...", "gopkg.in/yaml.v3",
 		"github.com/schollz/progressbar/...", "github.com/creack/pty", "github.com/rogpeppe/go-internal/...",
 		"google.golang.org/grpc/reflection/...", "google.golang.org/grpc/channelz/service",
+		"github.com/modelcontextprotocol/...", "github.com/zricethezav/...", "github.com/google/jsonschema-go/...",
 		"database/sql", "testing",
 	}, "what the agent links is its attack surface (DESIGN.md §2)"},
 	{"cmd/ov", []string{
 		module + "/pkg/kek/guard", "github.com/awnumar/memguard/...",
 	}, "memguard's init sets a hard RLIMIT_CORE of 0, which every child of `ov run` would inherit"},
+	{"cmd/ov-mcp", []string{
+		module + "/pkg/detect/engine", "github.com/zricethezav/...", module + "/pkg/kek/guard", "net/http/pprof", "testing",
+	}, "it holds values while programs run: the scanner and its 60 modules are in a process of their own"},
 	{"cmd/ov", []string{
 		"net/http/pprof", "html/template", "expvar", "plugin", "github.com/creack/pty",
 		"github.com/rogpeppe/go-internal/...", "github.com/spf13/cobra/doc",
+		"github.com/modelcontextprotocol/...", "github.com/zricethezav/...", "github.com/google/jsonschema-go/...",
 		"database/sql", "testing", "google.golang.org/grpc/reflection/...",
 	}, "it would cost every `ov run` start-up time or attack surface (DESIGN.md §8)"},
 	{"cmd/ov-server", []string{
@@ -262,15 +267,18 @@ func TestGuardIsTheAgentsAlone(t *testing.T) {
 	}
 }
 
-// TestAgentDependencies pins what the agent links beyond the standard library.
-func TestAgentDependencies(t *testing.T) {
-	if !hasGo(t, "cmd/ov-agent") {
-		t.Log("cmd/ov-agent has no Go files yet")
-		return
+// TestDependencies pins what the programs that hold keys or values link beyond
+// the standard library, and with ov what each `ov run` pays for.
+func TestDependencies(t *testing.T) {
+	for _, program := range []string{"ov", "ov-agent", "ov-mcp"} {
+		t.Run(program, func(t *testing.T) { pinned(t, program) })
 	}
+}
+
+func pinned(t *testing.T, program string) {
 	var lines []string
 	modules := map[string]bool{}
-	for path, p := range deps(t, "cmd/ov-agent") {
+	for path, p := range deps(t, "cmd/"+program) {
 		// Packages vendored into the standard library are its own.
 		if p.Standard || strings.HasPrefix(path, "vendor/") {
 			continue
@@ -286,7 +294,7 @@ func TestAgentDependencies(t *testing.T) {
 	slices.Sort(lines)
 	got := strings.Join(lines, "\n") + "\n"
 
-	const golden = "testdata/ov-agent.deps"
+	golden := "testdata/" + program + ".deps"
 	if *update {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
@@ -296,21 +304,20 @@ func TestAgentDependencies(t *testing.T) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	pinned := strings.Fields(strings.ReplaceAll(string(want), "module ", "module\x00"))
-	linked := strings.Fields(strings.ReplaceAll(got, "module ", "module\x00"))
-	for _, l := range linked {
-		if !slices.Contains(pinned, l) {
-			t.Errorf("new in the agent: %s", strings.ReplaceAll(l, "\x00", " "))
+	before := strings.Split(string(want), "\n")
+	for _, l := range lines {
+		if !slices.Contains(before, l) {
+			t.Errorf("new in %s: %s", program, l)
 		}
 	}
-	for _, l := range pinned {
-		if !slices.Contains(linked, l) {
-			t.Errorf("no longer in the agent: %s", strings.ReplaceAll(l, "\x00", " "))
+	for _, l := range before {
+		if l != "" && !slices.Contains(lines, l) {
+			t.Errorf("no longer in %s: %s", program, l)
 		}
 	}
 	if t.Failed() {
-		t.Error("what ov-agent links is its attack surface. If each change above is needed in the process " +
-			"that holds the keys, and has been read, pin it:\n  go test ./test/rules -run TestAgentDependencies -update")
+		t.Error("what a program links is its attack surface, and its time to start. If each change above is needed " +
+			"and has been read, pin it:\n  go test ./test/rules -run TestDependencies -update")
 	}
 }
 
