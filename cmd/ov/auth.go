@@ -104,12 +104,8 @@ key made before is dead; no value is encrypted again. The step is atomic: killed
 at any instant, the vault opens with the old password or with the new one.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return u.replaceKey(cmd, "changed the master password", func(ctx context.Context, v *vault.Vault, old *kek.Locked) (*kek.Locked, error) {
-				password, err := u.newPassword(cmd.InOrStdin())
-				if err != nil {
-					return nil, err
-				}
-				return password, v.ChangePassword(ctx, old, password)
+			return u.replaceKey(cmd, "changed the master password", u.newPassword, func(ctx context.Context, v *vault.Vault, old, current *kek.Locked) error {
+				return v.ChangePassword(ctx, old, current)
 			})
 		},
 	}
@@ -117,10 +113,10 @@ at any instant, the vault opens with the old password or with the new one.`,
 	return cmd
 }
 
-// replaceKey asks for the password, lets change make a new key and returns the
-// password that holds from then on, then says which machine keys are dead and
-// brings a running agent along.
-func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, change func(ctx context.Context, v *vault.Vault, old *kek.Locked) (*kek.Locked, error)) error {
+// replaceKey asks for the password, and by next for the one that holds from
+// then on if it is not to stay, lets change make a new key, then says which
+// machine keys are dead and brings a running agent along.
+func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, next func(io.Reader) (*kek.Locked, error), change func(ctx context.Context, v *vault.Vault, old, current *kek.Locked) error) error {
 	ctx := cmd.Context()
 	v, st, err := u.File()
 	if err != nil {
@@ -145,31 +141,45 @@ func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, change func(ct
 		}
 		s.Destroy()
 	}
-	current, err := change(ctx, v, old)
-	if current != nil && current != old {
+	current := old
+	if next != nil {
+		if current, err = next(cmd.InOrStdin()); err != nil {
+			return err
+		}
 		defer current.Destroy()
 	}
-	if err != nil {
+	// Asked before the change: an agent that is used right after it finds its
+	// key dead, and locks.
+	unlocked := u.agentHas(ctx, st.Path())
+	if err := change(ctx, v, old, current); err != nil {
 		return err
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s\n", done, st.Path())
-	u.refreshAgent(cmd, st.Path(), current)
+	if unlocked {
+		u.refreshAgent(cmd, current)
+	}
 	return sayDead(cmd, v, before)
 }
 
-// refreshAgent unlocks an agent that has this vault open with its new key.
-func (u *unlockFlags) refreshAgent(cmd *cobra.Command, path string, password *kek.Locked) {
-	ctx := cmd.Context()
+// agentHas reports whether an agent runs that has all of the vault unlocked.
+func (u *unlockFlags) agentHas(ctx context.Context, path string) bool {
 	c, err := u.Connect(ctx)
 	if err != nil {
-		return // none runs, or it has another vault
+		return false // none runs, or it has another vault
 	}
 	defer func() { _ = c.Close() }()
 	status, err := c.Status(ctx)
-	if err != nil || status.Vault != path || !status.Unlocked || status.Level != vault.LevelAccount.String() {
-		return
+	return err == nil && status.Vault == path && status.Unlocked && status.Level == vault.LevelAccount.String()
+}
+
+// refreshAgent unlocks the agent with its vault's new key.
+func (u *unlockFlags) refreshAgent(cmd *cobra.Command, password *kek.Locked) {
+	c, err := u.Connect(cmd.Context())
+	if err == nil {
+		err = c.Unlock(cmd.Context(), password)
+		_ = c.Close()
 	}
-	if err := c.Unlock(ctx, password); err != nil {
+	if err != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "ov: warning: the agent could not take the new key: %v\n  hint: ov agent unlock\n", err)
 		return
 	}
@@ -223,16 +233,16 @@ only their machine keys are. No value is encrypted again.`,
 			if app != "" {
 				what = "made a new key for app " + app
 			}
-			return u.replaceKey(cmd, what, func(ctx context.Context, v *vault.Vault, password *kek.Locked) (*kek.Locked, error) {
+			return u.replaceKey(cmd, what, nil, func(ctx context.Context, v *vault.Vault, password, _ *kek.Locked) error {
 				if app == "" {
-					return password, v.RotateKey(ctx, password)
+					return v.RotateKey(ctx, password)
 				}
 				s, err := v.Unlock(ctx, password)
 				if err != nil {
-					return nil, err
+					return err
 				}
 				defer s.Destroy()
-				return password, s.RotateApp(ctx, app)
+				return s.RotateApp(ctx, app)
 			})
 		},
 	}
