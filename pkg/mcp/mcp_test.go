@@ -3,11 +3,13 @@ package mcp
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -524,5 +526,45 @@ func TestLocked(t *testing.T) {
 	status, fault := call[statusOutput](f, c, "vault_status", nil)
 	if fault != "" || status.Unlocked || !strings.Contains(status.LockedBecause, "locked") || !strings.Contains(status.HowToUnlock, "ov agent start") {
 		t.Errorf("%s %+v", fault, status)
+	}
+}
+
+// When the server was killed, its reaper ends the groups that it was told of and
+// not told off, and nothing else.
+func TestReaper(t *testing.T) {
+	start := func(script string) *exec.Cmd {
+		cmd := exec.Command("/bin/sh", "-c", script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			signalGroup(cmd.Process.Pid, unix.SIGKILL)
+			_ = cmd.Wait()
+		})
+		return cmd
+	}
+	polite, stubborn, ended := start("sleep 100 & wait"), start("trap '' TERM; sleep 100; sleep 100"), start("sleep 100")
+	r, err := startReaper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range []*exec.Cmd{polite, stubborn, ended} {
+		if err := r.add(cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.remove(ended.Process.Pid)
+	r.close() // as the kernel does for a server that is killed
+	for _, cmd := range []*exec.Cmd{polite, stubborn} {
+		gone(t, cmd.Process.Pid)
+	}
+	if !alive(ended.Process.Pid) {
+		t.Error("a group that was not the server's any more was ended")
+	}
+	for _, text := range []string{"+1\n", "+0\n", "-x\n", "++5\n+-1\n", "\n", "+99999999999999999999\n"} {
+		if err := Reap(strings.NewReader(text)); err == nil {
+			t.Errorf("took %q", text)
+		}
 	}
 }
