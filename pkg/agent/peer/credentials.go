@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"sync"
-	"sync/atomic"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -117,7 +116,6 @@ type conn struct {
 	info   *Info
 	limit  *limiter
 	keys   keys
-	last   atomic.Int64 // when it last carried a byte, by clock
 	closed sync.Once
 }
 
@@ -133,7 +131,7 @@ func (c *conn) Close() error {
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
-		c.last.Store(clock())
+		c.info.use.touch()
 	}
 	return n, err
 }
@@ -141,7 +139,7 @@ func (c *conn) Read(b []byte) (int, error) {
 func (c *conn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if n > 0 {
-		c.last.Store(clock())
+		c.info.use.touch()
 	}
 	return n, err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -109,15 +110,25 @@ func (t *tally) tooMany(what string, level int, i *Info) error {
 	return fmt.Errorf("%s: %w: the limit is %d %s %s", i, ErrTooMany, t.max[level], what, whose)
 }
 
-// Grace is how long a connection keeps its place although nothing crosses it
-// and another wants the place.
+// Grace is how long a connection keeps its place although nothing crosses it,
+// no request of it is served, and another wants the place.
 const Grace = time.Second
+
+// use says whether a connection is of use to its caller.
+type use struct {
+	last    atomic.Int64 // when it last carried a byte or a request of it ended, by clock
+	serving atomic.Int32 // requests that an Inflight counts
+}
+
+func (u *use) touch() { u.last.Store(clock()) }
 
 // Limit returns a listener that accepts only callers that are one of trust, and
 // only as many connections as limits allow. The rest is closed at once, before
 // a byte is read. When a group is full, a new connection takes the place of the
 // one in it over which nothing has passed for longest, if that is at least
-// Grace: clients that connect and stall keep nobody out.
+// Grace and no request of it is served: clients that connect and stall keep
+// nobody out. What is served is what an Inflight counts. Its limits should be
+// lower than these, or requests that stall do keep others out.
 //
 // refused, if not nil, is told about each connection that is closed and why
 // (ErrStranger, ErrTooMany, or that the caller could not be identified; info is
@@ -166,7 +177,7 @@ func (l *limiter) admit(raw net.Conn) *conn {
 		return nil
 	}
 	c := &conn{Conn: uc, info: info, limit: l, keys: keysOf(info)}
-	c.last.Store(clock())
+	info.use.touch()
 	if !l.trust.Has(info.UID) {
 		err = fmt.Errorf("%s: %w", info, ErrStranger)
 	} else {
@@ -185,11 +196,12 @@ func (l *limiter) add(c *conn) error {
 	var silent *conn
 	if level, full := l.tally.full(&c.keys); full {
 		for other := range l.conns {
-			if other.keys[level] == c.keys[level] && (silent == nil || other.last.Load() < silent.last.Load()) {
+			if other.keys[level] == c.keys[level] && other.info.use.serving.Load() == 0 &&
+				(silent == nil || other.info.use.last.Load() < silent.info.use.last.Load()) {
 				silent = other
 			}
 		}
-		if silent == nil || clock()-silent.last.Load() < int64(Grace) {
+		if silent == nil || clock()-silent.info.use.last.Load() < int64(Grace) {
 			l.mu.Unlock()
 			return l.tally.tooMany("connections", level, c.info)
 		}
@@ -230,7 +242,8 @@ func NewInflight(limits Limits) *Inflight {
 }
 
 // Acquire counts one request of the caller until release is called, which may
-// be done twice. It does not wait: the error is ErrTooMany.
+// be done twice; until then Limit spares the connection that i came from. It
+// does not wait: the error is ErrTooMany.
 func (f *Inflight) Acquire(i *Info) (release func(), err error) {
 	k := keysOf(i)
 	f.mu.Lock()
@@ -239,7 +252,10 @@ func (f *Inflight) Acquire(i *Info) (release func(), err error) {
 		return nil, f.tally.tooMany("requests", level, i)
 	}
 	f.tally.add(&k)
+	i.use.serving.Add(1)
 	return sync.OnceFunc(func() {
+		i.use.touch() // its answer is on the way
+		i.use.serving.Add(-1)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.tally.remove(&k)

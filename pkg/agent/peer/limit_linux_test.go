@@ -342,6 +342,69 @@ func TestTakesSilentPlace(t *testing.T) {
 	}
 }
 
+// A connection keeps its place while a request of it is served, however long
+// that takes without a byte, and another, though it spoke later, does not.
+func TestServedKeepsItsPlace(t *testing.T) {
+	socket := filepath.Join(openDir(t), "s")
+	l := listenOpen(t, socket)
+	lim := Limit(l, OwnOrRoot(), Limits{Total: 100, UID: 100, Unit: 100, Exe: 100, PID: 2}, nil).(*limiter)
+	requests := NewInflight(Halving(1024))
+	connect := func() *conn {
+		t.Helper()
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return lim.admit(accept(t, l))
+	}
+	alive := func(c *conn, what string) {
+		t.Helper()
+		if err := c.info.Alive(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	first, second := connect(), connect()
+	if first == nil || second == nil {
+		t.Fatal("the first two were refused")
+	}
+	firstDone, err := requests.Acquire(first.info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(Grace)
+	third := connect()
+	if third == nil {
+		t.Fatal("the silent one has kept its place")
+	}
+	alive(first, "whose request is served, and that is silent for longest")
+	if err := second.info.Alive(); !errors.Is(err, ErrGone) {
+		t.Errorf("the silent one: %v, want ErrGone", err)
+	}
+
+	thirdDone, err := requests.Acquire(third.info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(Grace)
+	if connect() != nil {
+		t.Error("another was let in, though requests of both are served")
+	}
+	// A request's end counts as a byte: its answer has yet to be written.
+	firstDone()
+	if connect() != nil {
+		t.Error("another was let in before the answer can have been read")
+	}
+	alive(first, "whose request has just been served")
+	alive(third, "whose request is served")
+	time.Sleep(Grace)
+	if connect() == nil {
+		t.Error("the one whose request was long served has kept its place")
+	}
+	alive(third, "whose request is served")
+	thirdDone()
+}
+
 func TestDefaultLimitsFitOpenFiles(t *testing.T) {
 	l := DefaultLimits()
 	if l.Total > 1024 || l.PID < 1 || l.UID > l.Total/2 {

@@ -55,6 +55,7 @@ type Info struct {
 	Unit string
 
 	proc process // what keeps the pid from meaning another process
+	use  use     // of the connection
 }
 
 // AuthType returns "peer".
