@@ -1,0 +1,6 @@
+//go:build race
+
+package detection
+
+// The race detector makes the engine ten times as slow.
+const raceDetector = true
