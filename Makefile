@@ -19,7 +19,7 @@ PROTOC_GRPC   := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
 
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # What needs more than `go test` has a target of its own.
-SPECIAL   := /test/(systemd|memory|faults)(/|$$)
+SPECIAL   := /test/(systemd|memory|faults|mcp)(/|$$)
 
 # gotest is `go test` that also writes each skipped test, and why, to NOT_RUN.
 gotest = go run ./test/setup/gotest
@@ -53,7 +53,7 @@ cross: ## the same for every platform, into bin/OS-ARCH/
 # Cheap and quick to fail first. Every step ends the run when it fails, and the
 # last lines say what this machine could not run.
 TEST_STEPS := tidy vet test-rules setup build lint generate-check test-unit cross \
-	test-memory test-faults test-systemd demo fuzz-short vuln
+	test-memory test-mcp test-faults test-systemd demo fuzz-short vuln
 
 .PHONY: test
 test: ## everything: sets up what it needs and runs it
@@ -95,6 +95,12 @@ test-unit: ## all that plain `go test` can run, with the race detector
 .PHONY: test-memory
 test-memory: build ## scans the memory of a real agent for keys and values (root, Linux)
 	$(gotest) -show -count=1 -timeout 10m ./test/memory/...
+
+.PHONY: test-mcp leaks
+test-mcp: build ## real MCP clients, and programs that show their secrets, under ov mcp serve
+	$(gotest) -show -count=1 -timeout 20m ./test/mcp/...
+leaks: build ## every such program with every kind of secret
+	OV_LEAK=100 $(gotest) -show -count=1 -timeout 60m -run NoValueReachesTheClient ./test/mcp/...
 
 .PHONY: test-faults faults
 test-faults: build ## kill -9 at random points, many processes at once

@@ -56,13 +56,13 @@ func run(runs int, sizes string, bulk int) error {
 	if err != nil {
 		return err
 	}
-	for _, program := range []string{"ov", "ov-agent"} {
+	for _, program := range []string{"ov", "ov-agent", "ov-mcp", "ov-scan"} {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
 			return fmt.Errorf("%w: run make build", err)
 		}
 	}
 	// The baselines are built as the programs are: see the Makefile.
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./bench/empty", "./bench/grpchealth")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./bench/empty", "./bench/grpchealth", "./bench/mcpecho")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
@@ -124,6 +124,9 @@ func run(runs int, sizes string, bulk int) error {
 	}
 
 	if err := printRate(homes[0], health, socket); err != nil {
+		return err
+	}
+	if err := printMCP(homes[0], filepath.Join(dir, "mcpecho")); err != nil {
 		return err
 	}
 	return printBulk(filepath.Join(dir, "bulk"), bin, bulk)

@@ -4,6 +4,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -13,7 +15,13 @@ import (
 	"github.com/opaquevault/ov/pkg/detect/engine"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/scan"
+	"github.com/opaquevault/ov/pkg/sibling"
 )
+
+// exitFound is the exit code when there are secrets. 1 is a failure, which must
+// not be taken for it.
+const exitFound = 3
 
 func main() {
 	err := run()
@@ -23,6 +31,10 @@ func main() {
 	fmt.Fprintf(os.Stderr, "ov: %v\n", err)
 	if advice := hint.Of(err); advice != "" {
 		fmt.Fprintf(os.Stderr, "  hint: %s\n", advice)
+	}
+	var found *scan.FoundError
+	if errors.As(err, &found) {
+		os.Exit(exitFound)
 	}
 	os.Exit(1)
 }
@@ -38,5 +50,13 @@ func run() error {
 	if len(os.Args) == 2 && os.Args[1] == detect.EngineArg {
 		return engine.Serve(os.Stdin, os.Stdout)
 	}
-	return hint.Errorf("it is part of ov and not for use by itself: ov help", "wrong arguments")
+	var o scan.Options
+	if err := sibling.Options(os.Args, &o); err != nil {
+		return err
+	}
+	ov, err := sibling.Path("ov")
+	if err != nil {
+		return err
+	}
+	return scan.Run(context.Background(), o, func() (scan.Scanner, error) { return engine.New() }, ov, os.Stdout, os.Stderr)
 }

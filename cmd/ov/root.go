@@ -87,6 +87,7 @@ var nouns = []struct {
 	{"env", newEnvCmd},
 	{"auth", newAuthCmd},
 	{"agent", newAgentCmd},
+	{"scan", newScanCmd},
 	{"status", newStatusCmd},
 	{"completion", newCompletionCmd},
 	{"doctor", newDoctorCmd},

@@ -36,10 +36,10 @@ type automaton struct {
 	outs map[uint32]out
 	// chains are the runs of states that follow each other, in ascending order.
 	chains []chain
-	// filter has a bit for the hash of the first minPattern bytes of each pattern:
-	// where it is not set, no pattern begins. See scanner.
+	// filter has a bit for the hash of each gram bytes among the first minPattern
+	// of each pattern. See skip.
 	filter []uint64
-	shift  uint // 64 - log2(bits of filter)
+	shift  uint // 32 - log2(bits of filter)
 }
 
 type out struct {
@@ -189,22 +189,29 @@ func (a *automaton) depth(s uint32) int {
 	return int(a.chains[i].depth + s - a.chains[i].first)
 }
 
-// makeFilter gives each pattern 32 bits and at least 4096 in all, so that few
+// A pattern that begins at i, i+1 or i+2 has the four bytes at i+2 among its
+// first six: one look at them rules out three beginnings.
+const (
+	gram   = 4
+	stride = minPattern - gram + 1
+)
+
+// makeFilter gives each pattern 128 bits and at least 2^15 in all, so that few
 // other bytes share one with a pattern.
 func (a *automaton) makeFilter(patterns []pattern) {
-	log := min(max(bits.Len(uint(len(patterns)))+5, 12), 24)
-	a.filter, a.shift = make([]uint64, 1<<log/64), uint(64-log)
+	log := min(max(bits.Len(uint(len(patterns)))+6, 15), 24)
+	a.filter, a.shift = make([]uint64, 1<<log/64), uint(32-log)
 	for _, p := range patterns {
-		var b [8]byte
-		copy(b[:], p.b)
-		h := hash(b[:], a.shift)
-		a.filter[h/64] |= 1 << (h % 64)
+		for i := range stride {
+			h := hash(p.b[i:], a.shift)
+			a.filter[h/64] |= 1 << (h % 64)
+		}
 	}
 }
 
-// hash is of the first minPattern bytes of b, which has at least 8.
-func hash(b []byte, shift uint) uint64 {
-	return binary.LittleEndian.Uint64(b) << (64 - 8*minPattern) * 0x9e3779b97f4a7c15 >> shift
+// hash is of the first gram bytes of b.
+func hash(b []byte, shift uint) uint32 {
+	return binary.LittleEndian.Uint32(b) * 0x9e3779b1 >> shift
 }
 
 // wipe clears what tells of the patterns.
@@ -231,9 +238,9 @@ func common(a, b []byte) int {
 }
 
 // scanner walks an automaton along a text that comes in pieces. Most of a text
-// begins no pattern, and the filter tells so from minPattern bytes at once: the
-// automaton is entered where it does not, and left as soon as what it has seen
-// is so short that the filter can judge it.
+// begins no pattern, and the filter tells so at little cost: the automaton is
+// entered where it does not, and left as soon as what it has seen is so short
+// that the filter can judge it.
 type scanner struct {
 	state   uint32
 	entered int // where the automaton was last entered
@@ -273,7 +280,7 @@ func (s *scanner) scan(a *automaton, text []byte, hit func(end int, o out) bool)
 			if state == 0 {
 				break
 			}
-			if d := int(n & depthMask >> 8); d < minPattern && i-d > entered && i-d+8 <= len(text) {
+			if d := int(n & depthMask >> 8); d < minPattern && i-d > entered && i-d+minPattern <= len(text) {
 				// What matched before i-d has come to nothing.
 				i, state = i-d, 0
 				break
@@ -283,17 +290,20 @@ func (s *scanner) scan(a *automaton, text []byte, hit func(end int, o out) bool)
 	s.state, s.entered, s.pos = state, entered, i
 }
 
-// skip returns the first place from i on where the filter lets a pattern begin,
-// or where there is not enough text to tell.
+// skip returns a place from i on before which no pattern begins, and where one
+// may begin, or where there is not enough text to tell. Most of the time goes
+// here.
 func (a *automaton) skip(text []byte, i int) int {
 	filter, shift := a.filter, a.shift
-	for ; i+8 <= len(text); i++ {
-		h := hash(text[i:i+8:i+8], shift)
-		if filter[h/64]>>(h%64)&1 != 0 {
-			return i
+	rest := text[i:]
+	for len(rest) >= minPattern {
+		h := hash(rest[stride-1:], shift)
+		if filter[h/64]&(1<<(h%64)) != 0 {
+			break
 		}
+		rest = rest[stride:]
 	}
-	return i
+	return len(text) - len(rest)
 }
 
 // begin returns where the earliest match that is still possible begins.

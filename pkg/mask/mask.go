@@ -48,31 +48,7 @@ func Compile(values []Value) (*Set, error) {
 
 func (s *Set) compile(values []Value) {
 	var text, packed []pattern
-	for _, value := range values {
-		v := trim(value.Bytes)
-		if len(v) == 0 {
-			continue
-		}
-		if why := judge(v); why != "" {
-			s.skipped = append(s.skipped, Skipped{value.Name, why})
-			continue
-		}
-		name := len(s.names)
-		s.names = append(s.names, value.Name)
-		whole := [][]byte{v}
-		whole = append(whole, passwords(v)...)
-		whole = append(whole, leaves(v)...)
-		for _, w := range whole {
-			for _, line := range append(lines(w), w) {
-				for _, form := range textForms(line) {
-					text = append(text, pattern{form, name})
-				}
-			}
-			for _, form := range packedForms(w) {
-				packed = append(packed, pattern{form, name})
-			}
-		}
-	}
+	text, packed, s.names, s.skipped = patterns(values)
 	s.text, s.packed = build(text), build(packed)
 	s.shown = make([]string, len(s.names))
 	for i, name := range s.names {
@@ -84,6 +60,35 @@ func (s *Set) compile(values []Value) {
 			}
 		}
 	}
+}
+
+// patterns returns the forms of all values that are masked, and their names.
+func patterns(values []Value) (text, packed []pattern, names []string, skipped []Skipped) {
+	for _, value := range values {
+		v := trim(value.Bytes)
+		if len(v) == 0 {
+			continue
+		}
+		if why := judge(v); why != "" {
+			skipped = append(skipped, Skipped{value.Name, why})
+			continue
+		}
+		name := len(names)
+		names = append(names, value.Name)
+		whole := append([][]byte{v}, passwords(v)...)
+		whole = append(whole, leaves(v)...)
+		for _, w := range whole {
+			for _, part := range append(lines(w), w) {
+				for _, form := range textForms(part) {
+					text = append(text, pattern{form, name})
+				}
+			}
+			for _, form := range packedForms(w) {
+				packed = append(packed, pattern{form, name})
+			}
+		}
+	}
+	return text, packed, names, skipped
 }
 
 // Skipped returns the values that are not masked.

@@ -22,4 +22,3 @@ func TestSmoke(t *testing.T) {
 	}
 	t.Log(b.String(), s.Skipped(), w.Count())
 }
-

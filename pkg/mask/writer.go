@@ -243,28 +243,47 @@ type packer struct {
 	gap   int      // how many bytes have been dropped in a row
 }
 
-// add adds p, which is at position at of the stream. A gap of more than maxGap
+// add adds b, which is at position at of the stream. A gap of more than maxGap
 // leaves one byte, which is in no pattern, so that none goes on behind it.
 func (p *packer) add(b []byte, at int64) {
-	if n := len(p.bytes) + len(b); n > cap(p.bytes) {
+	const block = 32
+	n := len(p.bytes)
+	if n+len(b) > cap(p.bytes) {
 		p.bytes = grow(p.bytes, len(b))
-		where := make([]uint32, len(p.bytes), cap(p.bytes))
+		where := make([]uint32, n, cap(p.bytes))
 		copy(where, p.where)
 		p.where = where
 	}
-	for i, c := range b {
-		if dropped(c) {
-			p.gap++
-			if p.gap != maxGap+1 {
-				continue
+	// Each byte is written, and written over by the next if it is dropped.
+	bytes, where := p.bytes[:n+len(b)], p.where[:n+len(b)]
+	pos := uint32(at)
+	for len(b) > 0 {
+		part := b[:min(block, len(b))]
+		b = b[len(part):]
+		if p.gap > maxGap-block { // which may end in this part
+			for i, c := range part {
+				if dropped[c] == 0 {
+					p.gap = 0
+				} else if p.gap++; p.gap != maxGap+1 {
+					continue
+				}
+				bytes[n], where[n] = c, pos+uint32(i)
+				n++
 			}
 		} else {
-			p.gap = 0
+			before := n
+			for i, c := range part {
+				bytes[n], where[n] = c, pos+uint32(i)
+				n += int(1 - dropped[c])
+			}
+			if n > before {
+				p.gap = -int(where[n-1]-pos) - 1
+			}
+			p.gap += len(part)
 		}
-		p.bytes = append(p.bytes, c)
-		p.where = append(p.where, uint32(at)+uint32(i))
+		pos += uint32(len(part))
 	}
-	p.end = at + int64(len(b))
+	p.bytes, p.where, p.end = bytes[:n], where[:n], at+int64(pos-uint32(at))
 }
 
 // at returns where in the stream byte i was. All of them are among the last 4 GiB.

@@ -18,16 +18,19 @@ import (
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
-// opener opens the vault anew for each use: the agent may have been started
-// again or locked since, and a machine key does not stay in memory.
+// opener opens the vault. With a machine key it does so anew for each use: the
+// key does not stay in memory.
 type opener struct {
 	place      access.Place
-	machineKey string
+	machineKey string // file; "": the agent
+
+	mu     sync.Mutex
+	client *agent.Client // kept from one use to the next
 }
 
 // open opens the vault, and never asks for a password: stdin is the protocol.
 // The caller calls the returned function when it is done.
-func (o opener) open(ctx context.Context) (vault.Unlocked, func(), error) {
+func (o *opener) open(ctx context.Context) (vault.Unlocked, func(), error) {
 	if o.machineKey != "" {
 		session, err := o.place.UnlockKey(ctx, o.machineKey)
 		if err != nil {
@@ -35,16 +38,50 @@ func (o opener) open(ctx context.Context) (vault.Unlocked, func(), error) {
 		}
 		return session, session.Destroy, nil
 	}
-	client, err := o.place.Connect(ctx)
-	if err != nil {
-		return nil, nil, err
+	o.mu.Lock()
+	client := o.client
+	o.client = nil
+	o.mu.Unlock()
+	// The agent may be another one since, or closed an idle connection.
+	if client != nil {
+		if _, err := client.Status(ctx); err != nil {
+			_ = client.Close()
+			client = nil
+		}
 	}
-	return client, func() { _ = client.Close() }, nil
+	if client == nil {
+		var err error
+		if client, err = o.place.Connect(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	return client, func() { o.keep(client) }, nil
+}
+
+// keep has the connection used again, if none is kept yet.
+func (o *opener) keep(client *agent.Client) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.client != nil {
+		_ = client.Close()
+		return
+	}
+	o.client = client
+}
+
+// close closes the connection that is kept.
+func (o *opener) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.client != nil {
+		_ = o.client.Close()
+		o.client = nil
+	}
 }
 
 // use opens the vault and calls fn. A vault that is locked, or whose agent does
 // not run, is an error that says how to unlock.
-func (o opener) use(ctx context.Context, fn func(vault.Unlocked) error) error {
+func (o *opener) use(ctx context.Context, fn func(vault.Unlocked) error) error {
 	v, done, err := o.open(ctx)
 	if err == nil {
 		err = fn(v)
@@ -65,7 +102,7 @@ func (o opener) use(ctx context.Context, fn func(vault.Unlocked) error) error {
 // lie in this process, which nobody but root can read, for as long as the vault
 // is open.
 type known struct {
-	vault opener
+	vault *opener
 	ref   vault.Ref
 	key   [32]byte // of the digests
 
@@ -102,7 +139,7 @@ func (v *values) release() {
 	}
 }
 
-func newKnown(v opener, ref vault.Ref) *known {
+func newKnown(v *opener, ref vault.Ref) *known {
 	k := &known{vault: v, ref: ref}
 	_, _ = rand.Read(k.key[:]) // never fails
 	return k

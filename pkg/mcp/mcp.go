@@ -39,7 +39,7 @@ const maxLine = 4 << 20
 
 // server is one session: stdio has one client.
 type server struct {
-	vault     opener
+	vault     *opener
 	ref       vault.Ref
 	secrets   []config.Secret // what .ov.yaml lists; nil: all
 	dir       string          // the project
@@ -72,6 +72,7 @@ func Serve(ctx context.Context, o options.Serve, stdin io.ReadCloser, stdout io.
 	if err != nil {
 		return err
 	}
+	defer s.vault.close()
 	defer s.known.forget()
 	if s.intercept.mode != off {
 		path, err := sibling.Path("ov-scan")
@@ -136,7 +137,7 @@ func newServer(ctx context.Context, o options.Serve, stderr io.Writer) (*server,
 		return nil, hint.Errorf("pass --approve auto, ask or never", "%.20q is not a way to approve", approve)
 	}
 	s := &server{
-		vault:   opener{o.Place, o.MachineKey},
+		vault:   &opener{place: o.Place, machineKey: o.MachineKey},
 		ref:     vault.Ref{App: where.App.Value, Env: where.Env.Value},
 		secrets: where.Secrets,
 		dir:     dir,

@@ -97,6 +97,9 @@ func (e *Engine) Scan(text []byte, path string) ([]detect.Finding, error) {
 	}
 	d := e.message
 	if path != "" {
+		if e.Skip(path) {
+			return nil, nil
+		}
 		d = e.file
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), detect.MaxTime)
@@ -110,7 +113,7 @@ func (e *Engine) Scan(text []byte, path string) ([]detect.Finding, error) {
 		if r.err != nil {
 			return nil, r.err
 		}
-		return order(append(r.findings, e.byName(path)...)), nil
+		return order(append(e.byName(path), r.findings...)), nil
 	case <-ctx.Done():
 		return nil, detect.ErrTimeout
 	}
@@ -126,7 +129,7 @@ func scanPieces(ctx context.Context, d detectors, text []byte, path string) resu
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	lines := newLines(text)
-	all := result{findings: privateKeys(d.plain.Config, text, path, lines)}
+	all := result{findings: privateKeys(d.plain, text, lines)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	cores := make(chan struct{}, runtime.GOMAXPROCS(0))
@@ -290,6 +293,12 @@ func newline(raw string, n int) int {
 		at += 1 + next
 	}
 	return max(at, 0)
+}
+
+// Skip reports whether the rules leave out a file, or a folder with all that is
+// in it, whatever it holds: lock files, pictures, node_modules.
+func (e *Engine) Skip(path string) bool {
+	return slices.ContainsFunc(e.file.plain.Config.Allowlists, func(a *config.Allowlist) bool { return a.PathAllowed(path) })
 }
 
 // byName returns what the rules say that judge a file by its name.

@@ -6,6 +6,7 @@ import (
 	"regexp"
 
 	"github.com/zricethezav/gitleaks/v8/config"
+	gitleaks "github.com/zricethezav/gitleaks/v8/detect"
 
 	"github.com/opaquevault/ov/pkg/detect"
 )
@@ -77,12 +78,7 @@ const (
 func isPrivateKey(text []byte) bool { return keyLength(text) > 0 }
 
 // privateKeys returns the private keys in a text.
-func privateKeys(rules config.Config, text []byte, path string, lines lines) []detect.Finding {
-	for _, a := range rules.Allowlists {
-		if a.PathAllowed(path) {
-			return nil
-		}
-	}
+func privateKeys(d *gitleaks.Detector, text []byte, lines lines) []detect.Finding {
 	var found []detect.Finding
 	for at := 0; len(found) < detect.MaxFindings; {
 		next := bytes.Index(text[at:], []byte("-----BEGIN"))
@@ -91,9 +87,9 @@ func privateKeys(rules config.Config, text []byte, path string, lines lines) []d
 		}
 		at += next
 		n := keyLength(text[at:])
-		if n > 0 && !(path != "" && allowed(text, at)) {
+		if n > 0 && (d.IgnoreGitleaksAllow || !allowed(text, at)) {
 			found = append(found, detect.Finding{
-				Rule: privateKeyRule, Description: rules.Rules[privateKeyRule].Description,
+				Rule: privateKeyRule, Description: d.Config.Rules[privateKeyRule].Description,
 				Start: at, End: at + n, Line: lines.of(at),
 			})
 		}

@@ -1,0 +1,142 @@
+package scan
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/safefile"
+)
+
+// A Hook is what to do about a repository's pre-commit hook (githooks(5)).
+type Hook string
+
+// What to do.
+const (
+	Install   Hook = "install"
+	Uninstall Hook = "uninstall"
+)
+
+// hookLine marks a hook as ours.
+const hookLine = "# Written by ov scan --install-hook, and removed by ov scan --uninstall-hook."
+
+// hookScript is the hook. Programs that run git for people may have a short PATH,
+// so it has ov's own; and ov may move.
+func hookScript(ov string) []byte {
+	return fmt.Appendf(nil, `#!/bin/sh
+%s
+ov=%s
+[ -x "$ov" ] || ov=ov
+exec "$ov" scan --staged
+`, hookLine, shellWord(ov))
+}
+
+// shellWord quotes a word for sh(1).
+func shellWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// runHook installs or removes the hook of the repositories that the paths are in.
+func runHook(ctx context.Context, o Options, ov string, stdout io.Writer) error {
+	for _, p := range o.Paths {
+		r, err := openRepo(ctx, p, false)
+		if err != nil {
+			return err
+		}
+		// It heeds core.hooksPath, which may be relative to where hooks run, and knows
+		// where a worktree has its hooks.
+		r.dir = r.top
+		dir, err := r.output(ctx, "rev-parse", "--git-path", "hooks")
+		if err != nil {
+			return err
+		}
+		if !filepath.IsAbs(dir) {
+			dir = filepath.Join(r.dir, dir)
+		}
+		if dir, err = filepath.Abs(dir); err != nil {
+			return err
+		}
+		path := filepath.Join(dir, "pre-commit")
+		said, err := "", error(nil)
+		if o.Hook == Uninstall {
+			said, err = uninstallHook(path)
+		} else {
+			said, err = installHook(path, ov)
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(stdout, "%s: %s\n", safefile.Quote(path), said)
+		if shared, err := r.output(ctx, "config", "--get", "core.hooksPath"); err == nil && filepath.IsAbs(shared) && o.Hook == Install {
+			fmt.Fprintln(stdout, "note: core.hooksPath says so; the hook is run in every repository that has it there")
+		}
+	}
+	return nil
+}
+
+// readHook reads the hook at path. none: there is none; ours: it was written here.
+func readHook(path string) (text []byte, none, ours bool, err error) {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, true, false, nil
+	}
+	if err != nil {
+		return nil, false, false, fmt.Errorf("cannot look at the hook %s: %w", safefile.Quote(path), cause(err))
+	}
+	if !info.Mode().IsRegular() || info.Size() > 1<<20 {
+		return nil, false, false, nil
+	}
+	text, err = os.ReadFile(path)
+	if err != nil {
+		return nil, false, false, fmt.Errorf("cannot read the hook %s: %w", safefile.Quote(path), cause(err))
+	}
+	return text, false, bytes.HasPrefix(text, []byte("#!/bin/sh\n"+hookLine+"\n")), nil
+}
+
+func installHook(path, ov string) (string, error) {
+	text, none, ours, err := readHook(path)
+	script := hookScript(ov)
+	switch {
+	case err != nil:
+		return "", err
+	case bytes.Equal(text, script):
+		return "is there already", nil
+	case bytes.Contains(text, []byte("ov scan --staged")) && !ours:
+		return "runs ov scan --staged already", nil
+	case !none && !ours:
+		return "", hint.Errorf("add this line to it: ov scan --staged || exit 1",
+			"there is another hook at %s, which is left as it is", safefile.Quote(path))
+	}
+	dir := filepath.Dir(path)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // as git makes it
+		return "", fmt.Errorf("cannot make the folder for hooks %s: %w", safefile.Quote(dir), cause(err))
+	}
+	if err := replaceFile(path, script, 0o755); err != nil {
+		return "", fmt.Errorf("cannot write the hook %s: %w", safefile.Quote(path), cause(err))
+	}
+	if none {
+		return "installed", nil
+	}
+	return "renewed", nil
+}
+
+func uninstallHook(path string) (string, error) {
+	_, none, ours, err := readHook(path)
+	switch {
+	case err != nil:
+		return "", err
+	case none:
+		return "is not there", nil
+	case !ours:
+		return "", hint.Errorf("remove ov scan --staged from it by hand", "the hook at %s was not written by ov", safefile.Quote(path))
+	}
+	if err := os.Remove(path); err != nil {
+		return "", fmt.Errorf("cannot remove the hook %s: %w", safefile.Quote(path), cause(err))
+	}
+	return "removed", nil
+}
