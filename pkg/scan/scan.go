@@ -146,10 +146,12 @@ func Run(ctx context.Context, o Options, scanner func() (Scanner, error), ov str
 	if err := print(stdout, o.Format, found); err != nil {
 		return err
 	}
-	s.summary(number(len(found), "secret", "secrets"))
-	if len(found) > 0 {
+	if len(found) == 0 {
+		s.summary("no secrets found")
+	} else {
+		s.summary("")
 		return hint.Wrap(&FoundError{len(found)},
-			"put each into the vault with: ov secret set NAME. What was committed or shared must be replaced, too")
+			"put each into the vault: ov secret set NAME; and replace what was committed or shared")
 	}
 	return s.incomplete()
 }
@@ -368,7 +370,10 @@ func (s *scan) summary(what string) {
 			not = append(not, fmt.Sprintf("%d %s", n.n, n.what))
 		}
 	}
-	line := what + "; " + in + " scanned"
+	line := in + " scanned"
+	if what != "" {
+		line = what + "; " + line
+	}
 	if len(not) > 0 {
 		line += "; skipped: " + strings.Join(not, ", ")
 	}
