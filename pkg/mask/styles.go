@@ -94,6 +94,7 @@ const (
 	lowerX        // \x1b, bytes
 	upperX        // \x1B
 	octal         // \033, bytes
+	slash         // \ and the byte itself
 	longU         // \u00fc, \U0001f511: Go
 	shortest      // \xfc, \u043f, \U0001f511: Python
 )
