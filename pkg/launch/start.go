@@ -71,7 +71,7 @@ func Start(argv []string, env *Env, opts StartOptions) (*os.Process, error) {
 		restore()
 	})
 	clear(list)
-	runtime.GC()
+	go runtime.GC() // which erases the copy; the child need not wait for it
 	if err == nil {
 		return child, nil
 	}
