@@ -92,13 +92,14 @@ func (c creds) checkServer(raw net.Conn) (uid uint32, err error) {
 	if !ok {
 		return 0, fmt.Errorf("cannot tell who listens over %T: not a Unix socket", raw)
 	}
-	if uid, err = serverUID(uc); err != nil {
+	info, err := credentialsOf(uc)
+	if err != nil {
 		return 0, err
 	}
-	if !c.trust.Has(uid) {
-		return uid, &Untrusted{Socket: uc.RemoteAddr().String(), UID: uid}
+	if !c.trust.Has(info.UID) {
+		return info.UID, &Untrusted{Socket: uc.RemoteAddr().String(), UID: info.UID}
 	}
-	return uid, nil
+	return info.UID, nil
 }
 
 func (creds) Info() credentials.ProtocolInfo {

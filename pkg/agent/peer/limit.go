@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrTooMany says that a caller, or those it shares a limit with, have all that
@@ -48,6 +50,9 @@ func DefaultLimits() Limits {
 	return Halving(total)
 }
 
+// levelUnit is the first level that the caller's ids do not tell.
+const levelUnit = 2
+
 // key names one counted group. Only the fields of its level are set.
 type key struct {
 	level     int
@@ -63,7 +68,7 @@ func keysOf(i *Info) keys {
 	return keys{
 		{level: 0},
 		{level: 1, uid: i.UID},
-		{level: 2, uid: i.UID, unit: i.Unit},
+		{level: levelUnit, uid: i.UID, unit: i.Unit},
 		{level: 3, uid: i.UID, unit: i.Unit, exe: i.Exe},
 		{level: 4, uid: i.UID, unit: i.Unit, exe: i.Exe, pid: i.PID},
 	}
@@ -79,9 +84,9 @@ func newTally(l Limits) tally {
 	return tally{[5]int{l.Total, l.UID, l.Unit, l.Exe, l.PID}, map[key]int{}}
 }
 
-// full returns the narrowest of k's groups that can take no more. As they nest,
-// one place freed there is a place in every wider one.
-func (t *tally) full(k *keys) (level int, ok bool) {
+// full returns the narrowest of the groups, in the order of keys, that can take
+// no more. As they nest, one place freed there is a place in every wider one.
+func (t *tally) full(k []key) (level int, ok bool) {
 	for level := len(k) - 1; level >= 0; level-- {
 		if t.n[k[level]] >= t.max[level] {
 			return level, true
@@ -132,7 +137,9 @@ func (u *use) touch() { u.last.Store(clock()) }
 //
 // refused, if not nil, is told about each connection that is closed and why
 // (ErrStranger, ErrTooMany, or that the caller could not be identified; info is
-// then nil). It is called from Accept and must not block.
+// then nil). Where the caller's account is reason enough, info has its ids and
+// nothing else. A connection that the caller has closed is not told of. refused
+// is called from Accept and must not block.
 func Limit(l net.Listener, trust Trust, limits Limits, refused func(info *Info, why error)) net.Listener {
 	if refused == nil {
 		refused = func(*Info, error) {}
@@ -170,20 +177,30 @@ func (l *limiter) admit(raw net.Conn) *conn {
 		l.refused(nil, fmt.Errorf("cannot tell who connected over %T: not a Unix socket", raw))
 		return nil
 	}
-	info, err := identify(uc)
+	// Connections wait in line for this: what costs least is asked first.
+	if hungUp(uc) {
+		_ = raw.Close()
+		return nil
+	}
+	info, err := credentialsOf(uc)
 	if err != nil {
+		_ = raw.Close()
+		l.refused(nil, err)
+		return nil
+	}
+	if err := l.mayAdd(info); err != nil {
+		_ = raw.Close()
+		l.refused(info, err)
+		return nil
+	}
+	if err := info.identify(uc); err != nil {
 		_ = raw.Close()
 		l.refused(nil, err)
 		return nil
 	}
 	c := &conn{Conn: uc, info: info, limit: l, keys: keysOf(info)}
 	info.use.touch()
-	if !l.trust.Has(info.UID) {
-		err = fmt.Errorf("%s: %w", info, ErrStranger)
-	} else {
-		err = l.add(c)
-	}
-	if err != nil {
+	if err := l.add(c); err != nil {
 		_ = c.Close()
 		l.refused(info, err)
 		return nil
@@ -191,17 +208,41 @@ func (l *limiter) admit(raw net.Conn) *conn {
 	return c
 }
 
+// hungUp reports whether the other end of c is closed already, whatever was
+// sent over it before: nobody is there to be served.
+func hungUp(c *net.UnixConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var fds [1]unix.PollFd
+	err = raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		_, _ = unix.Poll(fds[:], 0)
+	})
+	return err == nil && fds[0].Revents&unix.POLLHUP != 0
+}
+
+// mayAdd returns what is against a connection as far as the caller's account
+// tells: an error of it would be one of add.
+func (l *limiter) mayAdd(i *Info) error {
+	if !l.trust.Has(i.UID) {
+		return fmt.Errorf("%s: %w", i, ErrStranger)
+	}
+	k := keysOf(i)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if level, full := l.tally.full(k[:levelUnit]); full && l.silent(k[level]) == nil {
+		return l.tally.tooMany("connections", level, i)
+	}
+	return nil
+}
+
 func (l *limiter) add(c *conn) error {
 	l.mu.Lock()
 	var silent *conn
-	if level, full := l.tally.full(&c.keys); full {
-		for other := range l.conns {
-			if other.keys[level] == c.keys[level] && other.info.use.serving.Load() == 0 &&
-				(silent == nil || other.info.use.last.Load() < silent.info.use.last.Load()) {
-				silent = other
-			}
-		}
-		if silent == nil || clock()-silent.info.use.last.Load() < int64(Grace) {
+	if level, full := l.tally.full(c.keys[:]); full {
+		if silent = l.silent(c.keys[level]); silent == nil {
 			l.mu.Unlock()
 			return l.tally.tooMany("connections", level, c.info)
 		}
@@ -214,6 +255,21 @@ func (l *limiter) add(c *conn) error {
 		_ = silent.Close() // gRPC, which reads from it, does the rest
 	}
 	return nil
+}
+
+// silent returns the connection of a group whose place another may take, or
+// nil. The caller holds l.mu.
+func (l *limiter) silent(group key) (silent *conn) {
+	for c := range l.conns {
+		if c.keys[group.level] == group && c.info.use.serving.Load() == 0 &&
+			(silent == nil || c.info.use.last.Load() < silent.info.use.last.Load()) {
+			silent = c
+		}
+	}
+	if silent != nil && clock()-silent.info.use.last.Load() < int64(Grace) {
+		return nil
+	}
+	return silent
 }
 
 func (l *limiter) remove(c *conn) {
@@ -248,7 +304,7 @@ func (f *Inflight) Acquire(i *Info) (release func(), err error) {
 	k := keysOf(i)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if level, full := f.tally.full(&k); full {
+	if level, full := f.tally.full(k[:]); full {
 		return nil, f.tally.tooMany("requests", level, i)
 	}
 	f.tally.add(&k)

@@ -405,6 +405,74 @@ func TestServedKeepsItsPlace(t *testing.T) {
 	thirdDone()
 }
 
+// Callers who leave before they are looked at, and those whose account can have
+// no more, cost next to nothing: others wait in line behind them.
+func TestCheapestIsAskedFirst(t *testing.T) {
+	socket := filepath.Join(openDir(t), "s")
+	l := listenOpen(t, socket)
+	type refusal struct {
+		info *Info
+		why  error
+	}
+	var refused []refusal
+	connect := func(lim *limiter, send string, leave bool) *conn {
+		t.Helper()
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err := c.Write([]byte(send)); err != nil {
+			t.Fatal(err)
+		}
+		if leave {
+			_ = c.Close()
+		}
+		return lim.admit(accept(t, l))
+	}
+	open := func(trust Trust, limits Limits) *limiter {
+		refused = nil
+		return Limit(l, trust, limits, func(info *Info, why error) { refused = append(refused, refusal{info, why}) }).(*limiter)
+	}
+
+	lim := open(OwnOrRoot(), DefaultLimits())
+	for _, send := range []string{"", "PRI * HTTP/2.0\r\n"} {
+		if connect(lim, send, true) != nil || len(lim.conns) != 0 || len(refused) != 0 {
+			t.Errorf("having sent %q and left: %d connections, told %v", send, len(lim.conns), refused)
+		}
+	}
+
+	for _, test := range []struct {
+		what  string
+		trust Trust
+		limit Limits
+		why   error
+		known bool // who it is, by what /proc says
+	}{
+		{"no stranger and room", OwnOrRoot(), DefaultLimits(), nil, false},
+		{"a full account", OwnOrRoot(), Limits{Total: 9, UID: 0, Unit: 9, Exe: 9, PID: 9}, ErrTooMany, false},
+		{"a full agent", OwnOrRoot(), Limits{Total: 0, UID: 9, Unit: 9, Exe: 9, PID: 9}, ErrTooMany, false},
+		{"a full process", OwnOrRoot(), Limits{Total: 9, UID: 9, Unit: 9, Exe: 9, PID: 0}, ErrTooMany, true},
+		{"a stranger", Trust{alice}, DefaultLimits(), ErrStranger, false},
+	} {
+		lim := open(test.trust, test.limit)
+		c := connect(lim, "", false)
+		switch {
+		case test.why == nil:
+			if c == nil || len(refused) != 0 {
+				t.Errorf("%s: refused: %v", test.what, refused)
+			}
+		case c != nil || len(refused) != 1 || !errors.Is(refused[0].why, test.why):
+			t.Errorf("%s: let in: %v, told %v", test.what, c != nil, refused)
+		default:
+			i := refused[0].info
+			if int(i.UID) != os.Geteuid() || int(i.PID) != os.Getpid() || (i.Exe != "") != test.known {
+				t.Errorf("%s: %v", test.what, i)
+			}
+		}
+	}
+}
+
 func TestDefaultLimitsFitOpenFiles(t *testing.T) {
 	l := DefaultLimits()
 	if l.Total > 1024 || l.PID < 1 || l.UID > l.Total/2 {

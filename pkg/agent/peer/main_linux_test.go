@@ -238,6 +238,18 @@ func beChild(mode string, args []string) error {
 	return nil
 }
 
+// identify is what Limit does to know a caller.
+func identify(c *net.UnixConn) (*Info, error) {
+	info, err := credentialsOf(c)
+	if err == nil {
+		err = info.identify(c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
 type observed struct {
 	UID       uint32
 	PID       int32

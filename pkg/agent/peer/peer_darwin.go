@@ -20,8 +20,9 @@ type process struct {
 // stateZombie is SZOMB of <sys/proc.h>.
 const stateZombie = 5
 
-// identify asks the kernel who connected c. The caller closes the result.
-func identify(c *net.UnixConn) (*Info, error) {
+// credentialsOf returns what the kernel noted of the process at the other end
+// of c when it called connect(2), or listen(2): its ids.
+func credentialsOf(c *net.UnixConn) (*Info, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -44,12 +45,18 @@ func identify(c *net.UnixConn) (*Info, error) {
 	}
 	info := &Info{UID: cred.Uid, GID: cred.Groups[0], PID: int32(pid)}
 	info.SecurityLevel = localSecurity
-	p, err := lookUp(info)
-	if err != nil {
-		return nil, err
-	}
-	info.proc.start = p.Proc.P_starttime
 	return info, nil
+}
+
+// identify pins the process that has the credentials in info. If it succeeds
+// the caller closes info.
+func (i *Info) identify(*net.UnixConn) error {
+	p, err := lookUp(i)
+	if err != nil {
+		return err
+	}
+	i.proc.start = p.Proc.P_starttime
+	return nil
 }
 
 // lookUp returns the process that has the caller's pid and uid.
@@ -79,26 +86,6 @@ func (p *process) alive(i *Info) error {
 }
 
 func (i *Info) close() { i.proc.ended.Store(true) }
-
-// serverUID returns the uid of the process that called listen(2) on the socket
-// that c is connected to.
-func serverUID(c *net.UnixConn) (uint32, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Xucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptXucred(int(fd), unix.SOL_LOCAL, unix.LOCAL_PEERCRED)
-	}); err != nil {
-		return 0, err
-	}
-	if credErr != nil {
-		return 0, os.NewSyscallError("getsockopt LOCAL_PEERCRED", credErr)
-	}
-	return cred.Uid, nil
-}
 
 // isUnmapped is false: macOS has no user namespaces.
 func isUnmapped(uint32) bool { return false }

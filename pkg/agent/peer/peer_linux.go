@@ -51,22 +51,17 @@ type rungs struct{ peerPidfd, pidfdOpen, pidfdInfo bool }
 
 var kernel = rungs{true, true, true}
 
-// identify asks the kernel who connected c. The caller closes the result.
-func identify(c *net.UnixConn) (*Info, error) {
+// credentialsOf returns what the kernel noted of the process at the other end
+// of c when it called connect(2), or listen(2): its ids. They are had at once.
+func credentialsOf(c *net.UnixConn) (*Info, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	var cred *unix.Ucred
-	var credErr, pidfdErr error
-	pidfd := -1
+	var credErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		pidfdErr = unix.ENOPROTOOPT
-		if credErr == nil && kernel.peerPidfd {
-			// The kernel always sets close-on-exec on a pidfd.
-			pidfd, pidfdErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
-		}
 	}); err != nil {
 		return nil, err
 	}
@@ -75,46 +70,63 @@ func identify(c *net.UnixConn) (*Info, error) {
 	}
 	info := &Info{UID: cred.Uid, GID: cred.Gid, PID: cred.Pid}
 	info.SecurityLevel = localSecurity
+	return info, nil
+}
 
+// identify pins the process that connected c and has the credentials in info,
+// and looks at it in /proc. If it succeeds the caller closes info.
+func (i *Info) identify(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	pidfd, pidfdErr := -1, error(unix.ENOPROTOOPT)
+	if err := raw.Control(func(fd uintptr) {
+		if kernel.peerPidfd {
+			// The kernel always sets close-on-exec on a pidfd.
+			pidfd, pidfdErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		}
+	}); err != nil {
+		return err
+	}
 	switch {
 	case pidfdErr == nil:
 	case errors.Is(pidfdErr, unix.ENOPROTOOPT): // before Linux 6.5
 		pidfd = -1
 	case errors.Is(pidfdErr, unix.EINVAL), errors.Is(pidfdErr, unix.ESRCH): // reaped, Linux 6.5 to 6.15
-		return nil, ErrGone
+		return ErrGone
 	default:
-		return nil, os.NewSyscallError("getsockopt SO_PEERPIDFD", pidfdErr)
+		return os.NewSyscallError("getsockopt SO_PEERPIDFD", pidfdErr)
 	}
 	exact := pidfd >= 0
-	if !exact && kernel.pidfdOpen && info.PID > 0 {
-		pidfd, err = unix.PidfdOpen(int(info.PID), 0)
+	if !exact && kernel.pidfdOpen && i.PID > 0 {
+		pidfd, err = unix.PidfdOpen(int(i.PID), 0)
 		if errors.Is(err, unix.ESRCH) {
-			return nil, ErrGone
+			return ErrGone
 		} else if err != nil { // before Linux 5.3, or a system call filter
 			pidfd = -1
 		}
 	}
 	if pidfd >= 0 {
-		info.proc.by, info.proc.pidfd = byPidfd, pidfd
+		i.proc.by, i.proc.pidfd = byPidfd, pidfd
 	}
-	dir, err := openProc(info.PID)
+	dir, err := openProc(i.PID)
 	switch {
 	case err == nil && pidfd >= 0:
 		defer dir.close()
-		err = info.look(dir, exact)
+		err = i.look(dir, exact)
 	case err == nil:
-		info.proc.by, info.proc.dir = byDir, dir
-		err = info.look(dir, exact)
+		i.proc.by, i.proc.dir = byDir, dir
+		err = i.look(dir, exact)
 	case pidfd >= 0 && isHidden(err):
-		err = info.proc.running()
+		err = i.proc.running()
 	default:
 		err = fmt.Errorf("cannot tell which process connected: %w", gone(err))
 	}
 	if err != nil {
-		info.close()
-		return nil, err
+		i.close()
 	}
-	return info, nil
+	return err
 }
 
 // look fills in what /proc tells about the caller. exact says that the pidfd is
@@ -443,26 +455,6 @@ func isUnitName(name string) bool {
 		return true
 	}
 	return false
-}
-
-// serverUID returns the uid of the process that called listen(2) on the socket
-// that c is connected to.
-func serverUID(c *net.UnixConn) (uint32, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
-	}
-	if credErr != nil {
-		return 0, os.NewSyscallError("getsockopt SO_PEERCRED", credErr)
-	}
-	return cred.Uid, nil
 }
 
 // overflowUID is what unmapped uids are shown as where some are unmapped.
