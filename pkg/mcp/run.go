@@ -212,6 +212,10 @@ func (s *server) execute(ctx context.Context, c command) (*runOutput, error) {
 	}
 	s.runs.Add(1)
 	defer s.runs.Done()
+	if s.stop.Err() != nil { // nobody would end it
+		env.Wipe()
+		return nil, errors.New("the server is ending")
+	}
 	p, err := launch.Start(c.argv, env.Env, launch.StartOptions{
 		Dir: c.dir, Files: [3]*os.File{null, streams[0].w, streams[1].w}, Group: true,
 	})
