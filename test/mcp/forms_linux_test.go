@@ -82,10 +82,9 @@ func forms(value []byte) []form {
 	add("shell, '\"'\"'", strings.ReplaceAll(string(value), `'`, `'"'"'`))
 	add("shell, dash", dashQuoted(string(value)))
 	add("shell, double quotes", escape(value, "\\\"$`", ""))
-	add("shell, double quotes and !", escape(value, "\\\"$`!", ""))
 	if !bytes.ContainsAny(value, "\n\t\r\x1b") && utf8.Valid(value) {
 		// What bash's printf %q escapes, and the words of dash's `set -x`.
-		add("shell, backslashes", escape(value, " \t!\"$&'()*,;<>?[\\]^`{|}", "~#"))
+		add("shell, backslashes", escape(value, " \t!\"$&'()*,;<>?[\\]^`{|}", "#"))
 	}
 	add("shell, $'…'", ansi(value))
 	return list
@@ -142,11 +141,13 @@ func jsonText(value []byte, s jsonStyle) string {
 }
 
 // escape puts a backslash before each of these, and before those of atStart if
-// the value begins with one.
+// the value begins with one; then also before a tilde where a shell would expand
+// it.
 func escape(value []byte, these, atStart string) string {
 	var b strings.Builder
 	for i, c := range value {
-		if strings.IndexByte(these, c) >= 0 || i == 0 && strings.IndexByte(atStart, c) >= 0 {
+		tilde := atStart != "" && c == '~' && (i == 0 || value[i-1] == ':' || value[i-1] == '=')
+		if strings.IndexByte(these, c) >= 0 || i == 0 && strings.IndexByte(atStart, c) >= 0 || tilde {
 			b.WriteByte('\\')
 		}
 		b.WriteByte(c)

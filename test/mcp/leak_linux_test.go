@@ -68,10 +68,11 @@ func crash(t *testing.T, dir string) string {
 #include <unistd.h>
 int main(int n, char **argv) {
 	char *v = getenv(argv[1]);
-	for (size_t i = 0; i < strlen(v) && i < 300; i++) { write(1, v + i, 1); write(2, v + i, 1); }
+	size_t length = strlen(v);
+	for (size_t i = 0; i < length; i++) { write(1, v + i, 1); write(2, v + i, 1); }
 	setvbuf(stdout, NULL, _IONBF, 0);
-	fprintf(stdout, "\n%.8s %s\n", v, v);
-	fprintf(stderr, "\nassertion failed: token == %s, %zu bytes\n", v, strlen(v));
+	fprintf(stdout, "\nlogging in with %s\n", v);
+	fprintf(stderr, "\nassertion failed: token == %s, %zu bytes\n", v, length);
 	abort();
 }
 `
@@ -89,8 +90,9 @@ int main(int n, char **argv) {
 // tally is what became of a program's runs.
 type tally struct {
 	runs, masked  int
-	pieces, whole int // runs in which a long piece was left, or the output as it was
-	blocked       int // by the interceptor, of the one run that it looked at
+	pieces, whole int      // runs in which a long piece was left, or the output as it was
+	blocked       int      // by the interceptor, of the one run that it looked at
+	left          []string // the secrets of which a piece was left
 }
 
 // job is one run of the leak test.
@@ -214,6 +216,7 @@ func TestNoValueReachesTheClient(t *testing.T) {
 		}
 		if pieces != nil {
 			count.pieces++
+			count.left = append(count.left, name)
 		}
 		for _, f := range forms {
 			shown[f]++
@@ -256,10 +259,10 @@ func TestNoValueReachesTheClient(t *testing.T) {
 		t.Logf("  %5d  %s", shown[f], f)
 	}
 	t.Log("what no list of forms covers: in how many runs something was masked, a piece of the value was left, the output came as it was; and whether the interceptor blocks it")
-	t.Logf("  %-28s %-32s %5s %7s %7s %7s %8s", "program", "shows it, or some, as", "runs", "masked", "pieces", "as is", "blocked")
+	t.Logf("  %-28s %-32s %5s %7s %7s %7s %8s  %s", "program", "shows it, or some, as", "runs", "masked", "pieces", "as is", "blocked", "pieces of")
 	for _, p := range programs {
 		if n := tallies[p.name]; p.other != "" && n.runs > 0 {
-			t.Logf("  %-28s %-32s %5d %7d %7d %7d %8d", p.name, p.other, n.runs, n.masked, n.pieces, n.whole, n.blocked)
+			t.Logf("  %-28s %-32s %5d %7d %7d %7d %8d  %s", p.name, p.other, n.runs, n.masked, n.pieces, n.whole, n.blocked, strings.Join(n.left[:min(6, len(n.left))], " "))
 		}
 	}
 	if len(list) < 300 {

@@ -200,6 +200,7 @@ type server struct {
 	argv   []string
 	env    []string
 	dir    string
+	uid    uint32 // of the account that runs it, if it is another
 }
 
 // serve returns `ov mcp serve` with these flags, and with more variables.

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -175,7 +176,7 @@ func TestRendezvous(t *testing.T) {
 	}
 	// One that somebody else could have written is an error, and says so.
 	do(os.Chmod("/etc/ov/agent.socket", 0o666))
-	c.refused("vault_run", everyTool["vault_run"], "can be written by others")
+	a.serve(nil).open(t, nil).refused("vault_run", everyTool["vault_run"], "can be written by others")
 }
 
 // TestArguments: what is wrong is refused before anything starts, and is not
@@ -530,6 +531,76 @@ func TestApprovalIsForWhatWasShown(t *testing.T) {
 	}
 }
 
+// TestServerIsClosedToItsAccount: the server holds values, so that no other
+// process of the same account can look into it.
+func TestServerIsClosedToItsAccount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		missing(t, "only root can become another account")
+	}
+	const uid = 41003 // without an entry in the user database
+	a := demo(t)
+	as := func(cmd *exec.Cmd) *exec.Cmd {
+		cmd.Env, cmd.Dir = a.env, a.project
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		return cmd
+	}
+	// Programs that the account may read.
+	s := a.serve(nil, "--machine-key", a.key())
+	self, err := os.ReadFile(s.argv[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.argv[0] = filepath.Join(a.dir, "recorder")
+	if err := os.WriteFile(s.argv[0], self, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(a.dir, "bin")
+	if out, err := exec.Command("cp", "-r", a.bin, bin).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	s.argv[1] = filepath.Join(bin, "ov")
+	a.ov(nil, "agent", "stop")
+	t.Cleanup(func() { a.ov(nil, "agent", "start", "--machine-key", a.key()) }) // for demo's own cleanup
+	if out, err := exec.Command("chown", "-R", fmt.Sprint(uid), a.dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Cleanup(func() { _ = exec.Command("chown", "-R", "0", a.dir).Run() })
+
+	s.uid = uid
+	c := s.open(t, nil)
+	if out := c.run([]string{"printenv", "TOKEN"}); out.Stdout != "[masked TOKEN]\n" {
+		t.Fatalf("%+v", out)
+	}
+	looks := map[string][]string{
+		"its memory":      {"sh", "-c", `exec head -c 1 /proc/$0/mem`},
+		"its environment": {"sh", "-c", `exec cat /proc/$0/environ`},
+		"its files":       {"sh", "-c", `exec ls /proc/$0/fd`},
+		"a debugger":      {"gdb", "-nx", "-batch", "-ex", "attach PID", "-ex", "info registers"},
+	}
+	look := func(argv []string, pid int) string {
+		argv = slices.Clone(argv)
+		for i, word := range argv {
+			argv[i] = strings.ReplaceAll(word, "PID", fmt.Sprint(pid))
+		}
+		out, _ := as(exec.Command(argv[0], append(argv[1:], fmt.Sprint(pid))...)).CombinedOutput()
+		return string(out)
+	}
+	denied := regexp.MustCompile("(?i)permission denied|not permitted")
+	ours := c.cmd.Process.Pid // an ordinary process of the same account: the recorder
+	for what, argv := range looks {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			t.Logf("not tried: %s: %v", what, err)
+			continue
+		}
+		if got := look(argv, s.pid(t)); !denied.MatchString(got) {
+			t.Errorf("%s is open to its account: %.200s", what, got)
+		}
+		if got := look(argv, ours); strings.HasPrefix(what, "its ") && what != "its memory" && denied.MatchString(got) {
+			t.Errorf("%s of an ordinary process is closed too, so this shows nothing: %.200s", what, got)
+		}
+	}
+}
+
 // madeUp returns keys of two families, by the rule that finds them. They are
 // nobody's.
 func madeUp(r *rand.Rand) map[string]string {
@@ -624,6 +695,7 @@ func TestIntercept(t *testing.T) {
 			}
 			if blocks {
 				a.storedMeanwhile(c)
+				c.oddPlaces(keys["aws-access-token"], a.value("TOKEN"))
 			}
 			// Only what was blocked is lost.
 			c.run([]string{"true"})
@@ -636,6 +708,47 @@ func TestIntercept(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "OV_INTERCEPT_MODE") || holdsPart(string(out), keys["github-pat"]) {
 		t.Errorf("with a mode that is not known: %v\n%s", err, out)
+	}
+}
+
+// oddPlaces sends secrets where no argument of a tool is, and written with the
+// escapes of JSON. No answer may repeat one, and the session goes on.
+func (c *session) oddPlaces(secrets ...string) {
+	c.t.Helper()
+	for _, secret := range secrets {
+		var escaped strings.Builder
+		for _, r := range secret {
+			fmt.Fprintf(&escaped, `\u%04x`, r)
+		}
+		c.sent()
+		before := c.status().InterceptedCount
+		lines := []string{
+			`{"jsonrpc":"2.0","id":"SECRET","method":"ping"}`,
+			`{"jsonrpc":"2.0","id":9001,"method":"SECRET"}`,
+			`{"jsonrpc":"2.0","id":9002,"method":"tools/call","params":{"name":"SECRET","arguments":{}}}`,
+			`{"jsonrpc":"2.0","id":9003,"method":"tools/call","params":{"name":"vault_run","arguments":{"command":["true"],"SECRET":1}}}`,
+			`{"jsonrpc":"2.0","id":9004,"method":"tools/call","params":{"name":"vault_run","arguments":{"command":["true"]},"_meta":{"progressToken":"SECRET"}}}`,
+			`{"jsonrpc":"2.0","id":9005,"method":"tools/call","params":{"name":"vault_secret_exists","arguments":{"name":"SECRET"}}}`,
+			`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"SECRET","reason":"SECRET"}}`,
+			`{"jsonrpc":"2.0","id":"SECRET","result":{}}`,
+		}
+		for _, line := range lines {
+			for _, written := range []string{secret, escaped.String()} {
+				c.mu.Lock()
+				_, _ = c.in.Write([]byte(strings.ReplaceAll(line, "SECRET", written) + "\n"))
+				c.mu.Unlock()
+			}
+		}
+		if n := c.status().InterceptedCount - before; n < 2*len(lines) {
+			c.t.Errorf("%d of %d messages with a secret in an odd place were intercepted", n, 2*len(lines))
+		}
+		for _, message := range c.sent() {
+			for _, text := range append(decode(message, nil), string(message)) {
+				if holdsPart(text, secret) {
+					c.t.Errorf("an answer repeats what it was sent: %d bytes", len(message))
+				}
+			}
+		}
 	}
 }
 

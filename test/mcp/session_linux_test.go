@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -69,6 +70,9 @@ func (s server) dial(t *testing.T, answer func(json.RawMessage) any) *session {
 	c := &session{t: t, waiting: map[int]chan reply{}, ended: make(chan struct{}), answer: answer}
 	c.cmd = exec.Command(s.argv[0], s.argv[1:]...)
 	c.cmd.Env, c.cmd.Dir = s.env, s.dir
+	if s.uid != 0 {
+		c.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.uid, Gid: s.uid}}
+	}
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
