@@ -37,14 +37,18 @@ func printMCP(h *home, echo string) error {
 		{name: "the same with the interceptor off", cmd: serve("off"), call: run},
 		{name: "`vault_secret_exists`", cmd: serve("block"), call: &mcp.CallToolParams{Name: "vault_secret_exists", Arguments: map[string]any{"name": "SECRET_0"}}},
 	}
-	sessions := make([]*mcp.ClientSession, len(kinds))
-	for i, kind := range kinds {
+	sessions := make([]*mcp.ClientSession, 0, len(kinds))
+	defer func() {
+		for _, session := range sessions {
+			_ = session.Close()
+		}
+	}()
+	for _, kind := range kinds {
 		session, err := mcp.NewClient(&mcp.Implementation{Name: "bench", Version: "1"}, nil).Connect(ctx, &mcp.CommandTransport{Command: kind.cmd}, nil)
 		if err != nil {
 			return fmt.Errorf("%s: %w", kind.name, err)
 		}
-		defer func() { _ = session.Close() }()
-		sessions[i] = session
+		sessions = append(sessions, session)
 	}
 	for round := range rounds + warmUp {
 		for i := range kinds {

@@ -47,7 +47,7 @@ func TestCaptureText(t *testing.T) {
 			t.Errorf("shift %d: cut in two", shift)
 		}
 		var left int
-		if _, err := fmt.Sscanf(got[strings.Index(got, "\n"):], "\n… %d bytes left out …\n", &left); err != nil {
+		if _, err := fmt.Sscanf(strings.TrimLeft(got, "x€"), "\n… %d bytes left out …\n", &left); err != nil {
 			t.Fatal(err)
 		}
 		if said, is := left, shift+3*headSize-(len(got)-len(fmt.Sprintf("\n… %d bytes left out …\n", left))); said != is {

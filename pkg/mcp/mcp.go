@@ -15,7 +15,6 @@ package mcp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -163,12 +162,4 @@ func (s *server) sdk() *sdk.Server {
 		add(s, srv)
 	}
 	return srv
-}
-
-// plural is "1 secret" or "2 secrets".
-func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

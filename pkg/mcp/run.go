@@ -203,12 +203,11 @@ func (s *server) execute(ctx context.Context, c command) (*runOutput, error) {
 	}
 	defer func() { _ = null.Close() }()
 	var streams [2]stream
-	for i := range streams {
-		if err := streams[i].open(); err != nil {
-			env.Wipe()
-			return nil, err
-		}
-		defer streams[i].close()
+	defer streams[0].close()
+	defer streams[1].close()
+	if err := errors.Join(streams[0].open(), streams[1].open()); err != nil {
+		env.Wipe()
+		return nil, err
 	}
 	s.runs.Add(1)
 	defer s.runs.Done()

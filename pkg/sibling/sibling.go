@@ -27,8 +27,8 @@ func Path(name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot find %s: %w", name, err)
 	}
-	if real, err := filepath.EvalSymlinks(self); err == nil {
-		self = real
+	if target, err := filepath.EvalSymlinks(self); err == nil {
+		self = target
 	}
 	path := filepath.Join(filepath.Dir(self), name)
 	info, err := os.Stat(path)
