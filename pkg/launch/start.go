@@ -108,21 +108,24 @@ func directory(dir string) (string, error) {
 // starter is the thread that starts all children, and never ends: the kernel
 // takes the end of the thread that forked for the end of the parent
 // (PR_SET_PDEATHSIG of prctl(2)).
-var starter = sync.OnceValue(func() chan<- func() {
-	work := make(chan func())
-	go func() {
-		runtime.LockOSThread()
-		for f := range work {
-			f()
-		}
-	}()
-	return work
-})
+var starter struct {
+	once sync.Once
+	work chan func()
+}
 
 // onStarter runs f on the starter's thread.
 func onStarter(f func()) {
+	starter.once.Do(func() {
+		starter.work = make(chan func())
+		go func() {
+			runtime.LockOSThread()
+			for f := range starter.work {
+				f()
+			}
+		}()
+	})
 	done := make(chan struct{})
-	starter() <- func() {
+	starter.work <- func() {
 		defer close(done)
 		f()
 	}

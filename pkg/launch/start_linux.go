@@ -12,16 +12,18 @@ func attributes(opts StartOptions) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: opts.Group, Pdeathsig: syscall.SIGKILL}
 }
 
+var ignoring sync.Once
+
 // ignoreAgain undoes what Go's runtime did to the signals that were ignored.
 // The fork resets those that the runtime handles, so there is no doing it for
 // the child alone.
-var ignoreAgain = sync.OnceFunc(func() {
+func ignoreAgain() {
 	for n := syscall.Signal(1); n <= 64; n++ {
 		if ignoredAtEntry>>(n-1)&1 != 0 {
 			signal.Ignore(n)
 		}
 	}
-})
+}
 
 // lend gives this thread, and so the child that it forks, the signal mask that
 // the process was started with, and returns what takes it back.
@@ -29,7 +31,7 @@ func lend() (restore func()) {
 	if entered == 0 {
 		return func() {}
 	}
-	ignoreAgain()
+	ignoring.Do(ignoreAgain)
 	var own unix.Sigset_t
 	mask := unix.Sigset_t{}
 	mask.Val[0] = blockedAtEntry

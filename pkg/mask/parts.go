@@ -109,11 +109,14 @@ func passwords(v []byte) [][]byte {
 			if before := from - len(key) - 1; before >= 0 && bytes.IndexByte([]byte("?&; \t\n"), v[before]) < 0 {
 				continue
 			}
-			password := v[from:]
-			if end := bytes.IndexAny(password, "&; \t\r\n"); end >= 0 {
+			password, ends := v[from:], "&; \t\r\n"
+			if len(password) > 0 && (password[0] == '\'' || password[0] == '"') {
+				password, ends = password[1:], string(password[:1])
+			}
+			if end := bytes.IndexAny(password, ends); end >= 0 {
 				password = password[:end]
 			}
-			add(bytes.Trim(password, `'"`))
+			add(password)
 		}
 	}
 	return found

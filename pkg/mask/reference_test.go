@@ -34,7 +34,7 @@ func (r *reference) mask(input []byte) string {
 		for i := range input {
 			if bytes.HasPrefix(input[i:], p.b) {
 				end := int64(i + len(p.b))
-				all = append(all, span{int64(i), end, end, p.name})
+				all = append(all, span{int64(i), end, p.name, int64(i), end})
 			}
 		}
 	}
@@ -52,7 +52,13 @@ func (r *reference) mask(input []byte) string {
 		for i := range kept {
 			if bytes.HasPrefix(kept[i:], p.b) {
 				end := where[i+len(p.b)-1] + 1
-				all = append(all, span{where[i], end, end, p.name})
+				from := where[i]
+				for n := range 2 {
+					if gap := string(input[where[i+n]+1 : where[i+n+1]]); gap == "\n" || len(gap) > 1 {
+						from = where[i+n+1]
+					}
+				}
+				all = append(all, span{from, end, p.name, where[i], end})
 			}
 		}
 	}
@@ -185,7 +191,7 @@ func TestSmallAlphabet(t *testing.T) {
 		}
 		s := r.set()
 		for range 20 {
-			r.check(t, s, word(random, "aab: ", random.IntN(60)), random)
+			r.check(t, s, word(random, "aab:\n ", random.IntN(60)), random)
 		}
 	}
 }

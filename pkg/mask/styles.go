@@ -41,10 +41,19 @@ func (s *style) apply(v []byte) []byte {
 	return b
 }
 
-// styles is no plain variable: what a package initializes, every start of a
-// program pays for. The first is the plainest of JSON.
-var styles = sync.OnceValue(func() []style {
-	var list []style
+var made struct {
+	once sync.Once
+	list []style
+}
+
+// styles returns all of them, the plainest of JSON first. They are made when they
+// are first asked for: what a package initializes, every start of ov pays for.
+func styles() []style {
+	made.once.Do(func() { made.list = makeStyles() })
+	return made.list
+}
+
+func makeStyles() (list []style) {
 	for _, e := range jsonEscapes() {
 		s := e.style()
 		s.json = true
@@ -68,7 +77,7 @@ var styles = sync.OnceValue(func() []style {
 		}
 	}
 	return list
-})
+}
 
 const (
 	lowerHex = "0123456789abcdef"

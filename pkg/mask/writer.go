@@ -27,10 +27,11 @@ type Writer struct {
 // chunk is how much of a long write is worked on at once, in bytes.
 const chunk = 64 << 10
 
-var (
-	errClosed = errors.New("mask: write after close")
-	errWiped  = errors.New("mask: the values have been wiped")
-)
+var errWiped, errClosed error = wrongUse("the values have been wiped"), wrongUse("write after close")
+
+type wrongUse string
+
+func (e wrongUse) Error() string { return "mask: " + string(e) }
 
 // NewWriter returns a Writer that passes on to w.
 func (s *Set) NewWriter(w io.Writer) *Writer { return &Writer{set: s, w: w} }
@@ -46,7 +47,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 		}
 		part := p[n:min(n+chunk, len(p))]
 		w.scan(part)
-		w.release(min(w.base+int64(w.text.begin(w.set.text)), w.packedBegin()))
+		w.release(min(w.base+int64(w.text.begin(w.set.text)), w.from(w.packed.begin(w.set.packed))))
+		w.drop()
 		n += len(part)
 	}
 	return n, w.err
@@ -86,25 +88,50 @@ func (w *Writer) scan(p []byte) {
 	w.held = grow(w.held, len(p))
 	w.held = append(w.held, p...)
 	w.text.scan(w.set.text, w.held, func(end int, o out) bool {
-		at := w.base + int64(end)
-		w.found[0].add(span{at - int64(o.length), at, at, o.name})
+		to := w.base + int64(end)
+		from := to - int64(o.length)
+		w.found[0].add(span{from, to, o.name, from, to})
 		return true
 	})
 	w.packer.add(p, end)
 	w.packed.scan(w.set.packed, w.packer.bytes, func(end int, o out) bool {
-		from, to := w.packer.at(end-o.length), w.packer.at(end-1)+1
-		w.found[1].add(span{from, to, to, o.name})
+		i := end - o.length
+		to := w.packer.at(end-1) + 1
+		w.found[1].add(span{w.from(i), to, o.name, w.packer.at(i), to})
 		return true
 	})
 }
 
-// packedBegin is where in the stream the earliest packed match begins that is
-// still possible.
-func (w *Writer) packedBegin() int64 {
-	if i := w.packed.begin(w.set.packed); i < len(w.packer.bytes) {
-		return w.packer.at(i)
+// from is where in the stream a packed match is replaced from that begins with
+// byte i. If there is a break behind the first two characters, it is behind that:
+// the end of almost every line could be the beginning of something encoded, and
+// would be held back until the next one. What can be seen for this is 12 bits of
+// a value whose base64 happens to begin at the end of a line, 8 of hexadecimal.
+func (w *Writer) from(i int) int64 {
+	if i == len(w.packer.bytes) {
+		return w.packer.end
 	}
-	return w.packer.end
+	from := w.packer.at(i)
+	for at, n := from, 0; n < 2; n++ {
+		i++
+		next := w.packer.end
+		if i < len(w.packer.bytes) {
+			next = w.packer.at(i)
+		}
+		if isBreak(w.held[at+1-w.base : next-w.base]) {
+			from = next
+		}
+		if i == len(w.packer.bytes) {
+			break
+		}
+		at = next
+	}
+	return from
+}
+
+// isBreak judges dropped bytes: a line ends there, or more than a word.
+func isBreak(gap []byte) bool {
+	return len(gap) > 1 || len(gap) == 1 && gap[0] == '\n'
 }
 
 // release passes on what lies before limit. A value that begins there is
@@ -146,7 +173,6 @@ func (w *Writer) release(limit int64) {
 		}
 	}
 	w.done = limit
-	w.drop()
 }
 
 // nextFound takes the span that begins first, if it begins before limit.
@@ -169,14 +195,22 @@ func (w *Writer) nextFound(limit int64) (span, bool) {
 // drop forgets what is no longer needed, once that is half of what there is: to
 // move the rest at every write would take quadratic time.
 func (w *Writer) drop() {
-	if n := int(w.done - w.base); 2*n >= len(w.held) {
+	if w.err != nil {
+		return
+	}
+	i := w.packed.begin(w.set.packed)
+	keep := w.done
+	if i < len(w.packer.bytes) {
+		keep = min(keep, w.packer.at(i)) // from looks there
+	}
+	if n := int(keep - w.base); 2*n >= len(w.held) {
 		w.held = discard(w.held, n)
 		w.base += int64(n)
 		w.text.moved(n)
 	}
-	if n := w.packed.begin(w.set.packed); 2*n >= len(w.packer.bytes) {
-		w.packer.drop(n)
-		w.packed.moved(n)
+	if 2*i >= len(w.packer.bytes) {
+		w.packer.drop(i)
+		w.packed.moved(i)
 	}
 }
 
@@ -201,18 +235,22 @@ func grow(b []byte, n int) []byte {
 // span is what one or several overlapping matches cover.
 type span struct {
 	from, to int64 // in the stream
-	first    int64 // where the match ends that gave the name
 	name     int
+	begin    int64 // where the match begins and ends that gave the name
+	end      int64
 }
 
-// before: the leftmost match gives the name, of those the longest, and of those
-// the one of the value that was given first.
+// before: the match that is replaced from the leftmost place gives the name, of
+// those the longest, and of those the one of the value that was given first.
 func (s span) before(t span) bool {
 	if s.from != t.from {
 		return s.from < t.from
 	}
-	if s.first != t.first {
-		return s.first > t.first
+	if s.end != t.end {
+		return s.end > t.end
+	}
+	if s.begin != t.begin {
+		return s.begin < t.begin
 	}
 	return s.name < t.name
 }
