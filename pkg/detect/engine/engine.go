@@ -56,6 +56,7 @@ func New() (*Engine, error) {
 	// gitleaks logs what it finds, and what it does not find worth reporting.
 	logging.Logger = zerolog.Nop()
 	zerolog.SetGlobalLevel(zerolog.Disabled)
+	widenOnce()
 	gl, err := gitleaks.NewDetectorDefaultConfig()
 	if err != nil {
 		return nil, fmt.Errorf("cannot load gitleaks' rules: %w", err)
@@ -80,6 +81,9 @@ func New() (*Engine, error) {
 	e.file = detectors{load(0, false), load(decodeDepth, false)}
 	return e, nil
 }
+
+// gitleaks has its rules as one text.
+var widenOnce = sync.OnceFunc(func() { config.DefaultConfig = widen.Replace(config.DefaultConfig) })
 
 // Scan returns what looks like a secret in text, by its offset: at most
 // detect.MaxFindings. It does not change the text.
@@ -129,7 +133,7 @@ func scanPieces(ctx context.Context, d detectors, text []byte, path string) resu
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	lines := newLines(text)
-	all := result{findings: privateKeys(d.plain, text, lines)}
+	all := result{findings: append(privateKeys(d.plain, text, lines), assigned(ctx, d.plain, text, lines)...)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	cores := make(chan struct{}, runtime.GOMAXPROCS(0))
@@ -326,6 +330,14 @@ func order(all []detect.Finding) []detect.Finding {
 		}
 		ends[f.Rule] = f.End
 		return false
+	})
+	all = all[:min(len(all), 2*detect.MaxFindings)]
+	// What a rule for anything has found is left to the rule that knows what it is.
+	all = slices.DeleteFunc(slices.Clone(all), func(f detect.Finding) bool {
+		rank := slices.Index(generic, f.Rule)
+		return rank >= 0 && slices.ContainsFunc(all, func(g detect.Finding) bool {
+			return g.Start < f.End && f.Start < g.End && slices.Index(generic, g.Rule) < rank
+		})
 	})
 	return all[:min(len(all), detect.MaxFindings)]
 }

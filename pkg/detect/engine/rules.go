@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"slices"
 
 	"github.com/zricethezav/gitleaks/v8/config"
 	gitleaks "github.com/zricethezav/gitleaks/v8/detect"
@@ -11,12 +12,16 @@ import (
 	"github.com/opaquevault/ov/pkg/detect"
 )
 
+// generic are the rules that find any secret by what is around it, the most
+// telling one first.
+var generic = []string{"generic-password", "generic-authorization-header", "generic-url-parameter", "generic-api-key", "generic-secret"}
+
 // addOwn adds our rules to those of gitleaks.
 func addOwn(c *config.Config) error {
 	if _, ok := c.Rules[privateKeyRule]; !ok {
 		return fmt.Errorf("gitleaks has no rule %s", privateKeyRule)
 	}
-	rule := config.Rule{
+	connection := config.Rule{
 		RuleID:      "connection-string-password",
 		Description: "Found a password in a URL, which opens the service that the URL is of.",
 		// The scheme is not asked for: what starts with a fixed text is found ten times
@@ -25,37 +30,53 @@ func addOwn(c *config.Config) error {
 		SecretGroup: 1,
 		Entropy:     2.3,
 		Keywords:    []string{"://"},
-		Allowlists: []*config.Allowlist{{
-			Regexes: []*regexp.Regexp{
-				// A place for a password, in the languages that templates are written in.
-				regexp.MustCompile(`[$%#]\{|\{\{|\$\(|%\(|^\$\w+$|^\{[\w.]*\}$|^%\w+%$|^:\w+$|^\[[\w .-]+\]$|^\(.*\)$|%[sdvq]`),
-				regexp.MustCompile(`^\*+$|^\.+$|^-+$|^_+$|(?i:^x+$)|^\d{1,6}$|\*\*\*|\.\.\.|…`),
-				// Words that stand for a password, and those that every tutorial and
-				// container image has.
-				regexp.MustCompile(`(?i)^[\W_]*(?:(?:my|your|the|db|user|some|super|test|dev|local|a|new|old)[-_]?)*` +
-					`(?:pass|passwd|password|passwort|pwd|pw|pswd|passphrase|secret|token|api[-_]?key|key|credentials?|` +
-					`user|username|admin|root|guest|test|testing|tester|example|sample|demo|dummy|fake|foo|bar|baz|foobar|` +
-					`redacted|removed|masked|hidden|placeholder|changeme|change[-_]?me|changeit|replace[-_]?me|todo|none|null|empty|` +
-					`postgres|postgresql|mysql|mariadb|mongo|mongodb|redis|rabbitmq|rabbit|neo4j|minio|minioadmin|elastic|oracle|sa|` +
-					`letmein|qwerty|default|local|localhost|docker|development|production|database|app|host|port|word|` +
-					`abc|abcd|abcdef)(?:[-_]?(?:here|word|pass|password|value|goes|string))*[\W_]*\d{0,4}[\W_]*$`),
-			},
-		}},
+		Allowlists:  []*config.Allowlist{placeholders},
 	}
-	if err := rule.Validate(); err != nil {
-		return err
+	for id, a := range map[string][]*config.Allowlist{
+		"generic-api-key":  {notAssigned, allow("", identifier, `(?i)^abcdef\d+$`)},
+		"curl-auth-header": {curlPlaceholders},
+	} {
+		rule, ok := c.Rules[id]
+		if !ok {
+			return fmt.Errorf("gitleaks has no rule %s", id)
+		}
+		rule.Allowlists = append(rule.Allowlists, a...)
+		c.Rules[id] = rule
 	}
-	for _, a := range rule.Allowlists {
-		if err := a.Validate(); err != nil {
+	for _, rule := range slices.Concat([]config.Rule{connection}, tokens(), transported()) {
+		if err := rule.Validate(); err != nil {
 			return err
 		}
-	}
-	c.Rules[rule.RuleID] = rule
-	c.OrderedRules = append(c.OrderedRules, rule.RuleID)
-	for _, k := range rule.Keywords {
-		c.Keywords[k] = struct{}{}
+		for _, a := range rule.Allowlists {
+			if err := a.Validate(); err != nil {
+				return err
+			}
+		}
+		c.Rules[rule.RuleID] = rule
+		c.OrderedRules = append(c.OrderedRules, rule.RuleID)
+		for _, k := range rule.Keywords {
+			c.Keywords[k] = struct{}{}
+		}
 	}
 	return nil
+}
+
+// placeholders are what stands where a password would.
+var placeholders = &config.Allowlist{
+	Regexes: []*regexp.Regexp{
+		// A place for a password, in the languages that templates are written in.
+		regexp.MustCompile(`[$%#]\{|\{\{|\$\(|%\(|^\$\w+$|^\{[\w.]*\}$|^%\w+%$|^:\w+$|^\[[\w .-]+\]$|^\(.*\)$|%[sdvq]`),
+		regexp.MustCompile(`^\*+$|^\.+$|^-+$|^_+$|(?i:^x+$)|^\d{1,6}$|\*\*\*|\.\.\.|…`),
+		// Words that stand for a password, and those that every tutorial and
+		// container image has.
+		regexp.MustCompile(`(?i:^[\W_]*(?:(?:my|your|the|db|user|some|super|test|dev|local|a|new|old)[-_]?)*` +
+			`(?:pass|passwd|password|passwort|pwd|pw|pswd|passphrase|secret|token|api[-_]?key|key|credentials?|` +
+			`user|username|admin|root|guest|test|testing|tester|example|sample|demo|dummy|fake|foo|bar|baz|foobar|` +
+			`redacted|removed|masked|hidden|placeholder|changeme|change[-_]?me|changeit|replace[-_]?me|todo|none|null|empty|` +
+			`postgres|postgresql|mysql|mariadb|mongo|mongodb|redis|rabbitmq|rabbit|neo4j|minio|minioadmin|elastic|oracle|sa|` +
+			`letmein|qwerty|default|local|localhost|docker|development|production|database|app|host|port|word|` +
+			`abc|abcd|abcdef)(?:[-_]?(?:here|word|pass|password|value|goes|string))*[\W_]*\d{0,4}[\W_]*$)`),
+	},
 }
 
 // privateKeyRule is gitleaks' own for PEM and PGP private keys. It takes whatever
