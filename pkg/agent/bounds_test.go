@@ -584,6 +584,37 @@ func TestPutTooLarge(t *testing.T) {
 	}
 }
 
+// An env that does not fit into an answer is refused before a value of it is
+// decrypted: the agent does not even see that they are damaged.
+func TestRevealTooLarge(t *testing.T) {
+	a := newAgent(t).open(t)
+	c := a.client(t)
+	if _, err := c.Put(t.Context(), other, secretsOf(maxMessage), vault.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	damage := func(r store.Reader) (b store.Batch, err error) {
+		err = r.Scan([]byte("v"), func(key, value []byte) error { // as docs/FORMAT.md has it
+			value = bytes.Clone(value)
+			value[len(value)-1] ^= 1
+			b.Put(bytes.Clone(key), value)
+			return nil
+		})
+		return b, err
+	}
+	if err := bolt.New(a.path).Update(t.Context(), damage); err != nil {
+		t.Fatal(err)
+	}
+	never := func([]vault.Secret) error { t.Error("called"); return nil }
+	err := c.Reveal(t.Context(), other, vault.Select{}, never)
+	if !errors.Is(err, ErrTooLarge) || hint.Of(err) != "do it in parts, by name" {
+		t.Errorf("all: %v", err)
+	}
+	err = c.Reveal(t.Context(), other, vault.Select{Names: []string{"BULK_0"}}, never)
+	if !errors.Is(err, vault.ErrDamaged) {
+		t.Errorf("one: %v", err)
+	}
+}
+
 // Secrets without a name or value take no bytes to speak of, but memory.
 func TestPutOfTooMany(t *testing.T) {
 	a := newAgent(t).open(t)

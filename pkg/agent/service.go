@@ -121,7 +121,11 @@ func (s service) DeleteEnv(ctx context.Context, req *agentv1.DeleteEnvRequest) (
 }
 
 func (s service) Reveal(ctx context.Context, req *agentv1.RevealRequest) (resp *agentv1.SealedResponse, err error) {
-	sel := vault.Select{Names: req.Names, Version: req.Version}
+	// A field is its length, four bytes, and what it holds: a name of at least
+	// one byte, the value, the number of the version.
+	sel := vault.Select{Names: req.Names, Version: req.Version, Fits: func(secrets, bytes int) error {
+		return checkSize(secrets*(4+1+4+4+4) + bytes)
+	}}
 	if req.All {
 		sel.Names = nil
 	} else if sel.Names == nil {

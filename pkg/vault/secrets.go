@@ -27,6 +27,10 @@ type Secret struct {
 type Select struct {
 	Names   []string // nil: all of them
 	Version uint32   // 0: the newest; otherwise of the one named secret
+	// Fits, if not nil, is asked before anything is decrypted whether that is
+	// not too much: so many secrets, with values of so many bytes together. Its
+	// error is Reveal's. Only a Session asks it.
+	Fits func(secrets, bytes int) error
 }
 
 // Version describes one version of a secret, without its value.
@@ -53,8 +57,15 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 		if err != nil {
 			return err
 		}
+		size := 0
 		for i := range found {
 			if err := found[i].loadValue(r); err != nil {
+				return err
+			}
+			size += max(0, len(found[i].value)-valueOverhead)
+		}
+		if sel.Fits != nil {
+			if err := sel.Fits(len(found), size); err != nil {
 				return err
 			}
 		}

@@ -154,6 +154,38 @@ func TestReveal(t *testing.T) {
 	}
 }
 
+// What is too much is known from the records' lengths: nothing is decrypted.
+func TestRevealTooMuch(t *testing.T) {
+	f, m := setup(t)
+	s := unlock(t, m, f.account)
+	tooMuch := errors.New("too much")
+	for _, names := range [][]string{nil, {"DATABASE_URL", "BINARY"}} {
+		count, size := 0, 0
+		values := newest(prod)
+		for name, value := range values {
+			if names == nil || slices.Contains(names, name) {
+				count, size = count+1, size+len(value)
+			}
+		}
+		sel := Select{Names: names, Fits: func(secrets, bytes int) error {
+			if secrets != count || bytes != size {
+				t.Errorf("%v: asked about %d secrets of %d bytes, they are %d of %d", names, secrets, bytes, count, size)
+			}
+			return tooMuch
+		}}
+		never := func([]Secret) error { t.Error("called"); return nil }
+		is(t, s.Reveal(t.Context(), prod, sel, never), tooMuch)
+
+		broken := m.clone()
+		for _, key := range broken.keys(kindValue) {
+			broken.records[key][len(broken.records[key])-1] ^= 1
+		}
+		b := unlock(t, broken, f.account)
+		is(t, b.Reveal(t.Context(), prod, sel, never), tooMuch)
+		is(t, b.Reveal(t.Context(), prod, Select{Names: names}, never), ErrDamaged)
+	}
+}
+
 func TestMissing(t *testing.T) {
 	f, m := setup(t)
 	s := unlock(t, m, f.account)

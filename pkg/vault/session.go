@@ -280,6 +280,10 @@ func (en *entry) loadValue(r store.Reader) error {
 	return nil
 }
 
+// valueOverhead is how much longer a value's record is than the value: by
+// envelope.DecodeSealed's frame for one field, and what seals it.
+const valueOverhead = 2 + 4 + envelope.Overhead
+
 // ciphertext is an entry taken apart, ready to be decrypted. It aliases nothing
 // of the store's snapshot.
 type ciphertext struct {
@@ -378,7 +382,7 @@ func (p place) plaintext(m metadata, value []byte) *plaintext {
 		place: p, meta: meta, value: value,
 		dekAAD: p.dekAAD(p.env.generation()), metaAAD: p.aad(labelMeta), valueAAD: p.aad(labelValue),
 		data:   make([]byte, 0, 2+4+kek.KeySize+envelope.Overhead+4+len(meta)+envelope.Overhead),
-		sealed: make([]byte, 0, 2+4+len(value)+envelope.Overhead),
+		sealed: make([]byte, 0, len(value)+valueOverhead),
 	}
 }
 
