@@ -10,6 +10,7 @@ import (
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/launch"
+	"github.com/opaquevault/ov/pkg/mask"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
@@ -18,6 +19,7 @@ func newRunCmd(g *globals) *cobra.Command {
 	var t target
 	var only []string
 	var opts launch.Options
+	var masked bool
 	cmd := &cobra.Command{
 		Use:   "run [--app APP] [--env ENV] [--secrets A,B] -- COMMAND [ARG...]",
 		Short: "Become a program with secrets in its environment",
@@ -31,17 +33,29 @@ gets every secret of the env.
 The vault is opened with --machine-key if given, else through the agent if one
 runs, else by asking for the master password.
 
+With --mask, for logs that others read, ov stays: the program is its child, and
+every value in the program's output is replaced by [masked NAME], also in base64,
+hexadecimal and the escaped and quoted forms that programs print. The program
+then sees pipes instead of a terminal. Signals are passed on to it. When it has
+ended and left something behind that holds its output open, ov waits two seconds
+for more.
+
 OV_ variables are not passed on. Secrets whose names change how a program is
 loaded, such as LD_PRELOAD or PATH, are refused.
 
 Exit codes: the program's own; 125 if ov failed, 126 if the program cannot be
-executed, 127 if it was not found.`,
+executed, 127 if it was not found. With --mask also 128 and the number of the
+signal that ended the program.`,
 		Example: `  ov run -- ./server
   ov run --app myapp --env production --secrets DATABASE_URL,STRIPE_SECRET_KEY -- ./server
-  ov run --app myapp --env production --machine-key /etc/ov/myapp.key -- ./server`,
+  ov run --app myapp --env production --machine-key /etc/ov/myapp.key -- ./server
+  ov run --mask --app myapp --env ci -- make test`,
 		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
-			err := run(cmd, u, t, only, cmd.Flags().Changed("secrets"), opts, argv)
+			err := run(cmd, u, t, only, cmd.Flags().Changed("secrets"), opts, masked, argv)
+			if err == nil {
+				return nil
+			}
 			return &exitError{err, launch.ExitCode(err)}
 		},
 	}
@@ -51,12 +65,14 @@ executed, 127 if it was not found.`,
 	f.SetInterspersed(false)
 	f.StringSliceVar(&only, "secrets", nil, "only these secrets, separated by commas; all of them must be there")
 	f.BoolVar(&opts.Clean, "clean-env", false, "pass on nothing but a named minimum (PATH, HOME, LANG, …) besides the secrets")
+	f.BoolVar(&masked, "mask", false, "stay, and replace the secrets' values in the program's output")
 	f.BoolVar(&opts.AllowUnsafeNames, "allow-unsafe-names", false, "accept secrets whose names change how a program is loaded")
 	return cmd
 }
 
-// run returns only if the program could not be started.
-func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool, opts launch.Options, argv []string) error {
+// run returns only if the program could not be started, or if its output is
+// masked.
+func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool, opts launch.Options, masked bool, argv []string) error {
 	// One thing happens after the other here. With a second processor the runtime
 	// would start threads to look for work, for a third of the whole time.
 	runtime.GOMAXPROCS(1)
@@ -94,6 +110,7 @@ func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool
 	}
 	opts.Inherit, opts.KeyPath = os.Environ(), u.machineKey
 	var env *launch.Env
+	var set *mask.Set
 	ref := vault.Ref{App: where.App.Value, Env: where.Env.Value}
 	err = s.Reveal(ctx, ref, sel, func(found []vault.Secret) (err error) {
 		list := make([]launch.Secret, len(found))
@@ -103,12 +120,18 @@ func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool
 				list[i].Name = wanted[i].Var
 			}
 		}
-		env, err = launch.Environ(opts, list)
+		if env, err = launch.Environ(opts, list); err == nil && masked {
+			set, err = compileMask(list)
+		}
 		return err
 	})
 	done()
 	if err != nil {
+		env.Wipe()
 		return err
+	}
+	if masked {
+		return runMasked(argv, env, set)
 	}
 	// kek.Do erases at a collection what it left on the heap. Through the agent
 	// that is only the key of one answer, whose plaintext is wiped already, and a
