@@ -13,6 +13,7 @@ import (
 	"github.com/opaquevault/ov/deploy/systemd"
 	"github.com/opaquevault/ov/pkg/agent"
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/xdg"
 )
 
 // newAgentInstallCmd is "ov agent install": the agent as a system service.
@@ -123,7 +124,7 @@ func needRoot(verb string) error {
 func vaultOf(account *user.User, named string) (string, error) {
 	path := named
 	if path == "" {
-		path = filepath.Join(account.HomeDir, ".local/share/ov/vault.db")
+		path = xdg.VaultOf(account.HomeDir, "")
 	}
 	path, err := filepath.Abs(path)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/opaquevault/ov/pkg/access"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
@@ -65,7 +66,7 @@ func newAppCreateCmd(g *globals) *cobra.Command {
 			if err := s.CreateApp(cmd.Context(), argv[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "created app %s with env %s\n", argv[0], vault.DefaultEnv)
+			fmt.Fprintf(cmd.ErrOrStderr(), "created app %s with env %s\n", argv[0], names.DefaultEnv)
 			return nil
 		},
 	}

@@ -37,12 +37,6 @@ import (
 // MaxFile bounds .ov.yaml and config.toml, in bytes.
 const MaxFile = 64 << 10
 
-// What a command is about when nothing says otherwise.
-const (
-	DefaultApp = "default"
-	DefaultEnv = "production"
-)
-
 // Source is the place that decided something.
 type Source string
 
@@ -137,8 +131,8 @@ func Resolve(o Options) (Context, error) {
 		c.App.fill(f.App, FromConfig, file)
 		c.Env.fill(f.Env, FromConfig, file)
 	}
-	c.App.fill(DefaultApp, FromDefault, "")
-	c.Env.fill(DefaultEnv, FromDefault, "")
+	c.App.fill(names.DefaultApp, FromDefault, "")
+	c.Env.fill(names.DefaultEnv, FromDefault, "")
 	return c, nil
 }
 

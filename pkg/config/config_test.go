@@ -590,6 +590,12 @@ func TestPaths(t *testing.T) {
 	t.Setenv("XDG_DATA_HOME", "/x/d")
 	check("config", Path, "/x/c/ov/config.toml")
 	check("vault", DefaultVault, "/x/d/ov/vault.db")
+	if got := xdg.VaultOf("/home/other", ""); got != "/home/other/.local/share/ov/vault.db" {
+		t.Errorf("another account's vault, by its home and not our XDG_DATA_HOME: %s", got)
+	}
+	if got := xdg.VaultOf("/home/other", "/srv"); got != "/srv/ov/vault.db" {
+		t.Errorf("another account's vault, by its XDG_DATA_HOME: %s", got)
+	}
 	t.Setenv("XDG_CONFIG_HOME", "relative")
 	t.Setenv("XDG_DATA_HOME", "./x")
 	check("config", Path, home+"/.config/ov/config.toml")

@@ -14,6 +14,7 @@ import (
 	"github.com/opaquevault/ov/pkg/agent/peer"
 	"github.com/opaquevault/ov/pkg/rendezvous"
 	"github.com/opaquevault/ov/pkg/safefile"
+	"github.com/opaquevault/ov/pkg/xdg"
 )
 
 // memory checks that this process may lock what a key needs.
@@ -111,7 +112,7 @@ func (d *doctor) install(s *subject) string {
 	}
 	fix := "sudo ov agent install --machine-key " + safefile.Shell(s.inv.machineKey) + " --app " + s.inv.app +
 		" --env " + s.inv.env + " --user " + safefile.Shell(s.account.name) + " --enable"
-	if s.inv.vault != "" && s.inv.vault != filepath.Join(s.account.home, ".local/share/ov/vault.db") {
+	if s.inv.vault != "" && s.inv.vault != xdg.VaultOf(s.account.home, "") {
 		fix += s.vaultFlag()
 	}
 	return fix

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/near"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/vault"
@@ -29,7 +30,7 @@ func (d *doctor) fillContext(s *subject) {
 	if s.inv.app != "" && s.inv.env != "" {
 		return
 	}
-	where := config.Context{App: config.Choice{Value: config.DefaultApp}, Env: config.Choice{Value: config.DefaultEnv}}
+	where := config.Context{App: config.Choice{Value: names.DefaultApp}, Env: config.Choice{Value: names.DefaultEnv}}
 	if s.account.uid == d.sys.UID {
 		o := config.Options{App: s.inv.app, Env: s.inv.env, Dir: d.opt.Dir}
 		if s.unit != nil {

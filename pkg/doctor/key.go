@@ -22,6 +22,7 @@ import (
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/bolt"
 	"github.com/opaquevault/ov/pkg/vault"
+	"github.com/opaquevault/ov/pkg/xdg"
 )
 
 func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
@@ -412,10 +413,7 @@ func (d *doctor) vaultOf(s *subject, home string, environment map[string]string)
 	if f.Vault.Path != "" {
 		return f.Vault.Path, nil
 	}
-	if dir := environment["XDG_DATA_HOME"]; filepath.IsAbs(dir) {
-		return filepath.Join(dir, "ov", "vault.db"), nil
-	}
-	return filepath.Join(home, ".local/share/ov/vault.db"), nil
+	return xdg.VaultOf(home, environment["XDG_DATA_HOME"]), nil
 }
 
 // settingsFile is the part of config.toml that matters here.

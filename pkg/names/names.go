@@ -8,6 +8,11 @@ const (
 	MaxSlug = 63
 	// MaxName bounds a secret's name, in bytes.
 	MaxName = 255
+
+	// DefaultApp is made with the vault, DefaultEnv with every app. They are what
+	// a command is about when nothing says otherwise.
+	DefaultApp = "default"
+	DefaultEnv = "production"
 )
 
 // ValidSlug reports whether s may name an app or an environment:

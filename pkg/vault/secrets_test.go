@@ -35,7 +35,7 @@ func TestInit(t *testing.T) {
 		t.Errorf("info %+v: %v", info, err)
 	}
 	apps, err := v.Apps(ctx)
-	if err != nil || len(apps) != 1 || apps[0].Slug != DefaultApp || !slices.Equal(apps[0].Envs, []string{DefaultEnv}) {
+	if err != nil || len(apps) != 1 || apps[0].Slug != names.DefaultApp || !slices.Equal(apps[0].Envs, []string{names.DefaultEnv}) {
 		t.Errorf("apps %+v: %v", apps, err)
 	}
 	if keys, err := v.MachineKeys(ctx); err != nil || len(keys) != 0 || keys == nil {
@@ -49,8 +49,8 @@ func TestInit(t *testing.T) {
 	if level, scope := s.Scope(); level != LevelAccount || scope != (Ref{}) {
 		t.Errorf("scope %v %v", level, scope)
 	}
-	set(t, s, Ref{DefaultApp, DefaultEnv}, "NAME", "value")
-	want(t, s, Ref{DefaultApp, DefaultEnv}, map[string]string{"NAME": "value"})
+	set(t, s, Ref{names.DefaultApp, names.DefaultEnv}, "NAME", "value")
+	want(t, s, Ref{names.DefaultApp, names.DefaultEnv}, map[string]string{"NAME": "value"})
 	before := m.clone()
 	is(t, v.Init(ctx, m.create, password), fs.ErrExist)
 	if !maps.EqualFunc(before.records, m.records, bytes.Equal) {
@@ -82,7 +82,7 @@ func TestReveal(t *testing.T) {
 	for ref := range fixtureValues {
 		want(t, s, ref, newest(ref))
 	}
-	want(t, s, Ref{DefaultApp, DefaultEnv}, map[string]string{})
+	want(t, s, Ref{names.DefaultApp, names.DefaultEnv}, map[string]string{})
 
 	var order []string
 	var kept [][]byte
@@ -537,7 +537,7 @@ func TestAppsAndEnvs(t *testing.T) {
 		t.Fatal(err)
 	}
 	is(t, s.CreateApp(ctx, "web"), ErrExists, "app web already exists")
-	is(t, s.CreateEnv(ctx, Ref{"web", DefaultEnv}), ErrExists, "env web/production already exists")
+	is(t, s.CreateEnv(ctx, Ref{"web", names.DefaultEnv}), ErrExists, "env web/production already exists")
 	is(t, s.CreateEnv(ctx, Ref{"absent", "dev"}), ErrNotFound)
 	if err := s.CreateEnv(ctx, Ref{"web", "dev"}); err != nil {
 		t.Fatal(err)
@@ -549,13 +549,13 @@ func TestAppsAndEnvs(t *testing.T) {
 		is(t, s.DeleteEnv(ctx, Ref{"web", slug}), ErrInvalid)
 	}
 	set(t, s, Ref{"web", "dev"}, "A", "1")
-	set(t, s, Ref{"web", DefaultEnv}, "A", "2")
+	set(t, s, Ref{"web", names.DefaultEnv}, "A", "2")
 
 	if err := s.DeleteEnv(ctx, Ref{"web", "dev"}); err != nil {
 		t.Fatal(err)
 	}
 	is(t, second(s.List(ctx, Ref{"web", "dev"})), ErrNotFound)
-	want(t, s, Ref{"web", DefaultEnv}, map[string]string{"A": "2"})
+	want(t, s, Ref{"web", names.DefaultEnv}, map[string]string{"A": "2"})
 	is(t, s.DeleteEnv(ctx, Ref{"web", "dev"}), ErrNotFound)
 	if err := s.CreateEnv(ctx, Ref{"web", "dev"}); err != nil {
 		t.Fatal(err)
@@ -566,7 +566,7 @@ func TestAppsAndEnvs(t *testing.T) {
 		t.Fatal(err)
 	}
 	is(t, s.DeleteApp(ctx, "web"), ErrNotFound)
-	is(t, second(s.List(ctx, Ref{"web", DefaultEnv})), ErrNotFound)
+	is(t, second(s.List(ctx, Ref{"web", names.DefaultEnv})), ErrNotFound)
 	if !slices.Equal(slices.Sorted(maps.Keys(m.records)), slices.Sorted(maps.Keys(setup2(t).records))) {
 		t.Error("records of the deleted app are left")
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/envelope"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/store"
 )
 
@@ -441,7 +442,7 @@ func (s *Session) putEnv(b *store.Batch, acc *account, e *env) error {
 	return err
 }
 
-// CreateApp makes an app with an env DefaultEnv. It needs the account's key.
+// CreateApp makes an app with an env names.DefaultEnv. It needs the account's key.
 func (s *Session) CreateApp(ctx context.Context, slug string) error {
 	if err := checkSlug("app", slug); err != nil {
 		return err
@@ -454,7 +455,7 @@ func (s *Session) CreateApp(ctx context.Context, slug string) error {
 		if _, err := readApp(r, slug); !errors.Is(err, ErrNotFound) {
 			return nil, orExists(err, "app "+slug)
 		}
-		kek.Do(func() { _, err = s.addApp(&b, acc, Ref{slug, DefaultEnv}) })
+		kek.Do(func() { _, err = s.addApp(&b, acc, Ref{slug, names.DefaultEnv}) })
 		return b, err
 	})
 }

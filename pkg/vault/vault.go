@@ -31,11 +31,6 @@ const (
 	MaxBatch = 200_000
 	// MaxLabel bounds a machine key's label, in bytes.
 	MaxLabel = 256
-
-	// DefaultApp is made with the vault.
-	DefaultApp = "default"
-	// DefaultEnv is made with every app.
-	DefaultEnv = "production"
 )
 
 // Ref names an env of an app by their slugs.
@@ -78,7 +73,7 @@ func New(st store.Store) *Vault { return &Vault{st, time.Now} }
 // Create is what a new vault is written through: all at once, over nothing.
 type Create func(context.Context, store.Batch) error
 
-// Init makes a new vault under the password, with DefaultApp and DefaultEnv.
+// Init makes a new vault under the password, with names.DefaultApp in it.
 func (v *Vault) Init(ctx context.Context, create Create, password *kek.Locked) error {
 	key, err := kek.New()
 	if err != nil {
@@ -95,10 +90,10 @@ func (v *Vault) Init(ctx context.Context, create Create, password *kek.Locked) e
 	var b store.Batch
 	kek.Do(func() {
 		b.Put(accountKey, acc.encode(kek.MACKey(key.Bytes())))
-		a := &app{slug: DefaultApp, id: newID(), generations: first}
+		a := &app{slug: names.DefaultApp, id: newID(), generations: first}
 		err = s.putApp(&b, a)
 		if err == nil {
-			err = s.putEnv(&b, acc, &env{app: a, slug: DefaultEnv, id: newID(), generations: first})
+			err = s.putEnv(&b, acc, &env{app: a, slug: names.DefaultEnv, id: newID(), generations: first})
 		}
 	})
 	if err != nil {

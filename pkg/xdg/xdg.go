@@ -20,17 +20,33 @@ func State(name string) (string, error) { return file("XDG_STATE_HOME", ".local/
 
 // Vault returns the vault file of users who name no other:
 // $XDG_DATA_HOME/ov/vault.db, by default ~/.local/share/ov/vault.db.
-func Vault() (string, error) { return file("XDG_DATA_HOME", ".local/share", "vault.db") }
+func Vault() (string, error) { return file("XDG_DATA_HOME", dataHome, vaultFile) }
+
+// VaultOf is Vault for an account with that home directory and $XDG_DATA_HOME,
+// which may be "".
+func VaultOf(home, xdgDataHome string) string { return below(xdgDataHome, home, dataHome, vaultFile) }
+
+const (
+	dataHome  = ".local/share"
+	vaultFile = "vault.db"
+)
 
 func file(variable, fallback, name string) (string, error) {
-	if base := os.Getenv(variable); filepath.IsAbs(base) {
-		return filepath.Join(base, "ov", name), nil
+	base, home := os.Getenv(variable), ""
+	if !filepath.IsAbs(base) {
+		var err error
+		if home, err = Home(); err != nil {
+			return "", hint.Errorf("set HOME", "cannot tell where %s is: %w", name, err)
+		}
 	}
-	home, err := Home()
-	if err != nil {
-		return "", hint.Errorf("set HOME", "cannot tell where %s is: %w", name, err)
+	return below(base, home, fallback, name), nil
+}
+
+func below(base, home, fallback, name string) string {
+	if !filepath.IsAbs(base) {
+		base = filepath.Join(home, fallback)
 	}
-	return filepath.Join(home, fallback, "ov", name), nil
+	return filepath.Join(base, "ov", name)
 }
 
 // Home returns $HOME or, for services to which systemd gives none, what the
