@@ -151,7 +151,7 @@ func Run(ctx context.Context, o Options, scanner func() (Scanner, error), ov str
 	} else {
 		s.summary("")
 		return hint.Wrap(&FoundError{len(found)},
-			"put each into the vault: ov secret set NAME; and replace what was committed or shared")
+			"put each into the vault: ov secret set NAME; replace what was shared; mark what is no secret with gitleaks:allow")
 	}
 	return s.incomplete()
 }
