@@ -176,8 +176,15 @@ func (d *Dir) judge(p Policy) {
 			"if it should be root's: sudo chown root "+Shell(d.path))
 		return
 	}
-	sticky := p.Sticky && d.info.UID == 0 && d.info.Perm&unix.S_ISVTX != 0
-	if d.info.Perm&0o022 != 0 && !sticky {
+	if d.info.Perm&0o022 == 0 {
+		return
+	}
+	shared := d.info.UID == 0 && d.info.Perm&unix.S_ISVTX != 0 // on purpose, as /tmp is
+	switch {
+	case shared && p.Sticky:
+	case shared:
+		d.Fault = hint.Wrap(othersWrite(d), "move it out of "+Shell(d.path)+", to a directory that only its owner can write: install -d -m 700 DIR")
+	default:
 		sudo := ""
 		if d.info.UID != os.Geteuid() {
 			sudo = "sudo "

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opaquevault/ov/pkg/hint"
 )
 
 // The walk's judgements are tested where their messages are: machinekey, rendezvous.
@@ -31,6 +33,37 @@ func tempDir(t *testing.T) string {
 	must(t, err)
 	must(t, os.Chmod(dir, 0o700))
 	return dir
+}
+
+// Nobody is told to close /tmp to others.
+func TestSharedDirectory(t *testing.T) {
+	st, err := os.Stat("/tmp")
+	must(t, err)
+	if st.Sys().(*syscall.Stat_t).Uid != 0 || st.Mode().Perm() != 0o777 || st.Mode()&fs.ModeSticky == 0 {
+		t.Skipf("NOT RUN: /tmp is %v", st.Mode())
+	}
+	tmp, err := filepath.EvalSymlinks("/tmp")
+	must(t, err)
+	own, err := os.MkdirTemp("/tmp", "safefile")
+	must(t, err)
+	t.Cleanup(func() { _ = os.Remove(own) })
+	for _, c := range []struct {
+		dir  string
+		p    Policy
+		hint string // "" if there is no fault
+	}{
+		{"/tmp", here, "move it to a directory that only its owner can write: install -d -m 700 DIR"},
+		{"/tmp", Policy{Owner: os.Geteuid()}, "move it out of " + tmp + ", to a directory that only its owner can write: install -d -m 700 DIR"},
+		{own, Policy{Owner: os.Geteuid()}, "move it out of " + tmp + ", to a directory that only its owner can write: install -d -m 700 DIR"},
+		{own, here, ""},
+	} {
+		d, err := OpenDir(c.dir, c.p)
+		must(t, err)
+		if got := hint.Of(d.Fault); got != c.hint || (d.Fault == nil) != (c.hint == "") {
+			t.Errorf("%s, %+v: %v, hint %q", c.dir, c.p, d.Fault, got)
+		}
+		must(t, d.Close())
+	}
 }
 
 // The walk arrives where the kernel would.
