@@ -126,6 +126,9 @@ func run(runs int, sizes string, bulk int) error {
 	if err := printRate(homes[0], health, socket); err != nil {
 		return err
 	}
+	if err := printMask(dir); err != nil {
+		return err
+	}
 	if err := printMCP(homes[0], filepath.Join(dir, "mcpecho")); err != nil {
 		return err
 	}
