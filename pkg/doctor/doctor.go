@@ -159,7 +159,7 @@ func commandIn(text string) string {
 	for {
 		word, _, _ := strings.Cut(text, " ")
 		switch word {
-		case "sudo", "ov", "chmod", "chown", "mv", "rm", "namei", "fuser", "readlink":
+		case "sudo", "ov", "head", "chmod", "chown", "mv", "rm", "namei", "fuser", "readlink":
 			for _, w := range strings.Fields(text) { // a word to be filled in
 				if w == "FILE" || w == "APP" || w == "ENV" || w == "USER" || w == "NAME" || w == "DIR" || w == "PATH" {
 					return ""

@@ -247,7 +247,7 @@ func (d *doctor) makeKey(s *subject, a account, path, before string) string {
 		before += "sudo install -d -o " + safefile.Shell(a.name) + " -m 700 " + safefile.Shell(dir) + " && "
 	case usable, err == nil && ownerOf(info) == a.uid && info.Mode().Perm()&0o300 == 0o300:
 	default:
-		before += "head -c 32 /dev/zero | sudo install -m 600 -o " + safefile.Shell(a.name) + " /dev/stdin " + q + " && "
+		before += machinekey.Reserve(path, a.name) + " && "
 	}
 	return before + derive
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -77,7 +78,7 @@ func Read(path string) (*kek.Locked, error) {
 	}
 	n, err := safefile.ReadAll(fd, key.Bytes())
 	if err == nil && n != Size {
-		err = sizeFault(path, int64(n))
+		err = sizeFault(path, owner, int64(n))
 	} else if err != nil {
 		err = fmt.Errorf("machine key %s: cannot read: %w", safefile.Quote(path), err)
 	}
@@ -266,7 +267,7 @@ func judge(path string, info safefile.Info, owner int, cred bool, dirFault error
 		return unsafe("find the other names and remove them: sudo find / -samefile "+q,
 			"has %d hard links, so the key can be reached by another name", info.Links)
 	case info.Size != Size:
-		return sizeFault(path, info.Size)
+		return sizeFault(path, owner, info.Size)
 	case dirFault != nil:
 		return &Unsafe{path, dirFault}
 	}
@@ -281,9 +282,28 @@ func typeFault(path string, typ uint32) error {
 	return hint.Wrap(&Unsafe{path, fmt.Errorf("is %s, not a regular file", safefile.TypeName(typ))}, fix)
 }
 
-func sizeFault(path string, size int64) error {
+func sizeFault(path string, owner int, size int64) error {
 	return hint.Wrap(&Unsafe{path, fmt.Errorf("has %d bytes, a machine key has %d", size, Size)},
-		"make it anew: ov auth derive-machine-key --force --out "+safefile.Shell(path))
+		"make it anew: "+derive(path, owner, " --force"))
+}
+
+// Reserve returns the command by which root makes a file at path that the
+// account can write a key over, in a directory where it can make none: Size zero
+// bytes, which open nothing.
+func Reserve(path, account string) string {
+	return fmt.Sprintf("head -c %d /dev/zero | sudo install -m 600 -o %s /dev/stdin %s", Size, safefile.Shell(account), safefile.Shell(path))
+}
+
+// derive returns the command that makes the key of owner.
+func derive(path string, owner int, force string) string {
+	before, sudo := "", ""
+	if dir, err := os.Stat(filepath.Dir(path)); err == nil && owner != 0 && dir.Sys().(*syscall.Stat_t).Uid == 0 && dir.Mode().Perm()&0o022 == 0 {
+		before, force = Reserve(path, safefile.User(owner))+" && ", " --force"
+		if owner != os.Geteuid() {
+			sudo = "sudo -u " + safefile.User(owner) + " -H "
+		}
+	}
+	return before + sudo + "ov auth derive-machine-key" + force + " --out " + safefile.Shell(path)
 }
 
 func existsError(path string) error {
@@ -297,7 +317,7 @@ func openError(path string, owner int, err, dirFault error) error {
 	pe := (*fs.PathError)(nil)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return hint.Errorf("make one: ov auth derive-machine-key --out "+safefile.Shell(path),
+		return hint.Errorf("make one: "+derive(path, owner, ""),
 			"machine key %s: %w", q, unix.ENOENT)
 	case dirFault != nil:
 		return &Unsafe{path, dirFault}

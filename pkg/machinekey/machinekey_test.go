@@ -432,6 +432,47 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// The hint about a key that is missing or short in root's directory, as
+// `ov agent install` leaves /etc/ov, leads to one that the account can read.
+func TestHintInRootsDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("NOT RUN: takes root")
+	}
+	for _, size := range []int{-1, 0, 31, 33} {
+		a := newArea(t, user)
+		f := filepath.Join(a.dir, "a key")
+		if size >= 0 {
+			a.must(os.Rename(a.key(size, 0o600), f))
+		}
+		a.must(os.Chown(a.dir, 0, 0))
+		a.chmod(a.dir, 0o755)
+		reserve := fmt.Sprintf("head -c 32 /dev/zero | sudo install -m 600 -o %d /dev/stdin '%s' && ", user, f)
+		derive := fmt.Sprintf("ov auth derive-machine-key --force --out '%s'", f)
+		got := as(t, user, "read", f)
+		if _, fix, _ := strings.Cut(got.hint, ": "); fix != reserve+derive {
+			t.Errorf("%d bytes: %q", size, got)
+			continue
+		}
+		err := Check(f, user) // root's
+		if _, fix, _ := strings.Cut(hint.Of(err), ": "); fix != reserve+fmt.Sprintf("sudo -u %d -H ", user)+derive {
+			t.Errorf("%d bytes, of another account: %v: %q", size, err, hint.Of(err))
+		}
+		if got := as(t, user, "rewrite", f); got.kind == "ok" {
+			t.Errorf("%d bytes: a key could be written without the hint's first command", size)
+		}
+		cmd := strings.ReplaceAll(strings.TrimSuffix(reserve, " && "), "sudo ", "")
+		if out, err := exec.Command("sh", "-c", cmd).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", cmd, err, out)
+		}
+		if got := as(t, user, "rewrite", f); got.kind != "ok" {
+			t.Errorf("%d bytes, after %s: %q", size, cmd, got)
+		}
+		if got := as(t, user, "read", f); got.kind != "ok" {
+			t.Errorf("%d bytes, at last: %q", size, got)
+		}
+	}
+}
+
 func TestRead(t *testing.T) {
 	uids := []int{os.Geteuid()}
 	if os.Geteuid() == 0 {
