@@ -16,6 +16,7 @@ import (
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/scan"
+	"github.com/opaquevault/ov/pkg/scan/options"
 	"github.com/opaquevault/ov/pkg/sibling"
 )
 
@@ -50,7 +51,7 @@ func run() error {
 	if len(os.Args) == 2 && os.Args[1] == detect.EngineArg {
 		return engine.Serve(os.Stdin, os.Stdout)
 	}
-	var o scan.Options
+	var o options.Scan
 	if err := sibling.Options(os.Args, &o); err != nil {
 		return err
 	}

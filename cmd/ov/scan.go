@@ -3,12 +3,12 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/opaquevault/ov/pkg/scan"
+	"github.com/opaquevault/ov/pkg/scan/options"
 	"github.com/opaquevault/ov/pkg/sibling"
 )
 
 func newScanCmd(*globals) *cobra.Command {
-	var o scan.Options
+	var o options.Scan
 	var asJSON, asSARIF, install, uninstall bool
 	cmd := &cobra.Command{
 		Use:   "scan [PATH...]",
@@ -46,17 +46,17 @@ Exit codes: 0 no secrets, 1 failure, also when something could not be scanned,
 			o.Paths = paths
 			switch {
 			case asJSON:
-				o.Format = scan.JSON
+				o.Format = options.JSON
 			case asSARIF:
-				o.Format = scan.SARIF
+				o.Format = options.SARIF
 			}
 			switch {
 			case install:
-				o.Hook = scan.Install
+				o.Hook = options.Install
 			case uninstall:
-				o.Hook = scan.Uninstall
+				o.Hook = options.Uninstall
 			}
-			return sibling.Exec(scan.Program, o)
+			return sibling.Exec(options.Program, o)
 		},
 	}
 	f := cmd.Flags()

@@ -133,7 +133,7 @@ func start(t *testing.T, path string) *detect.Engine {
 	return e
 }
 
-func real(t *testing.T) *detect.Engine {
+func startReal(t *testing.T) *detect.Engine {
 	t.Helper()
 	path, err := ovScan()
 	if err != nil {
@@ -147,7 +147,7 @@ func real(t *testing.T) *detect.Engine {
 const token = "gh" + "p_" + "R7mK2xVq9ZtB4nWc8YfLs3HdJ6pGaE1uTiO5"
 
 func TestScan(t *testing.T) {
-	e := real(t)
+	e := startReal(t)
 	for text, want := range map[string]int{
 		"":                          0,
 		"nothing":                   0,
@@ -178,14 +178,14 @@ func TestScan(t *testing.T) {
 
 // A message may not let itself through.
 func TestAllowCommentIsNotHeeded(t *testing.T) {
-	found, err := real(t).Scan(t.Context(), []byte(token+" # gitleaks:allow"))
+	found, err := startReal(t).Scan(t.Context(), []byte(token+" # gitleaks:allow"))
 	if err != nil || len(found) != 1 {
 		t.Errorf("%v %v", found, err)
 	}
 }
 
 func TestConcurrent(t *testing.T) {
-	e := real(t)
+	e := startReal(t)
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {

@@ -91,7 +91,7 @@ func TestHardened(t *testing.T) {
 // TestNoEnvironment: what this process has in its environment is not the engine's.
 func TestNoEnvironment(t *testing.T) {
 	t.Setenv("OV_TEST_SECRET", "x")
-	e := real(t)
+	e := startReal(t)
 	if _, err := e.Scan(t.Context(), []byte("x")); err != nil {
 		t.Fatal(err)
 	}

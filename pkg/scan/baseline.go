@@ -199,8 +199,8 @@ func (b *baseline) write(path string, found []Finding) error {
 
 // replaceFile writes a file at once: it has the old content or the new.
 func replaceFile(path string, data []byte, perm fs.FileMode) error {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".ov-scan-*")
 	if err != nil {

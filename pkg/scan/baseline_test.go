@@ -11,13 +11,14 @@ import (
 
 	"github.com/opaquevault/ov/pkg/detect"
 	"github.com/opaquevault/ov/pkg/scan"
+	"github.com/opaquevault/ov/pkg/scan/options"
 )
 
 func TestBaseline(t *testing.T) {
 	repository(t)
 	files(t, map[string]string{"a": githubToken + "\n" + githubToken + "\n", "sub/b": "x " + awsKey + "\n", "u": "u: " + dbURL})
 	const name = "known.json"
-	stderr := lines(t, scan.Options{WriteBaseline: name})
+	stderr := lines(t, options.Scan{WriteBaseline: name})
 	if stderr != "4 findings written to known.json; 3 files scanned\n" {
 		t.Error(stderr)
 	}
@@ -36,12 +37,12 @@ func TestBaseline(t *testing.T) {
 		t.Errorf("%d tags of 12 bits, not 3, in\n%s", n, first)
 	}
 	for range 2 { // written again, it is the same
-		lines(t, scan.Options{WriteBaseline: name})
+		lines(t, options.Scan{WriteBaseline: name})
 		if got := read(); got != first {
 			t.Errorf("%s is not %s", got, first)
 		}
 	}
-	known := scan.Options{Baseline: name}
+	known := options.Scan{Baseline: name}
 	if stderr := lines(t, known); stderr != "no secrets found; 4 files scanned; 4 known from the baseline\n" {
 		t.Error(stderr)
 	}
@@ -50,14 +51,14 @@ func TestBaseline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines(t, scan.Options{Baseline: name, Paths: []string{wd + "/sub", "a", "./u"}})
+	lines(t, options.Scan{Baseline: name, Paths: []string{wd + "/sub", "a", "./u"}})
 	t.Chdir("sub")
-	lines(t, scan.Options{Baseline: "../" + name})
+	lines(t, options.Scan{Baseline: "../" + name})
 	t.Chdir(wd)
 	git(t, "add", "-A")
-	lines(t, scan.Options{Baseline: name, Staged: true})
+	lines(t, options.Scan{Baseline: name, Staged: true})
 	commit(t, "x")
-	lines(t, scan.Options{Baseline: name, History: true})
+	lines(t, options.Scan{Baseline: name, History: true})
 
 	// Other lines, no news.
 	files(t, map[string]string{"a": "new\nlines\n\n  y " + githubToken + "\n"})
@@ -69,14 +70,14 @@ func TestBaseline(t *testing.T) {
 	if err := os.Remove("u"); err != nil {
 		t.Fatal(err)
 	}
-	lines(t, scan.Options{WriteBaseline: name})
+	lines(t, options.Scan{WriteBaseline: name})
 	lines(t, known)
 	if now := read(); strings.Contains(now, `"u"`) || !strings.Contains(first, `"u"`) {
 		t.Error(now)
 	}
 
 	// Two baselines cannot be compared.
-	lines(t, scan.Options{WriteBaseline: "other.json"})
+	lines(t, options.Scan{WriteBaseline: "other.json"})
 	tags := regexp.MustCompile(`"tag": "[0-9a-f]{3}"`)
 	other, err := os.ReadFile("other.json")
 	if err != nil {
@@ -96,18 +97,18 @@ func TestBadBaselines(t *testing.T) {
 		"value": `{"version":1,"salt":"` + salt + `","findings":[{"file":"a","rule":"b","secret":"` + githubToken + `"}]}`,
 	})
 	for _, name := range []string{"empty", "list", "version", "salt", "more", "value", "absent", "."} {
-		stdout, _, err := run(t, scan.Options{Baseline: name})
+		stdout, _, err := run(t, options.Scan{Baseline: name})
 		if err == nil || errors.As(err, new(*scan.FoundError)) || !strings.Contains(err.Error(), name) || stdout != "" {
 			t.Errorf("%s: %v", name, err)
 		}
 		if name == "absent" {
 			continue
 		}
-		if _, _, err := run(t, scan.Options{WriteBaseline: name}); err == nil {
+		if _, _, err := run(t, options.Scan{WriteBaseline: name}); err == nil {
 			t.Errorf("%s was overwritten, and is not a baseline", name)
 		}
 	}
-	if _, _, err := run(t, scan.Options{WriteBaseline: "no/folder/x"}); err == nil {
+	if _, _, err := run(t, options.Scan{WriteBaseline: "no/folder/x"}); err == nil {
 		t.Error("written to nowhere")
 	}
 }
@@ -130,7 +131,7 @@ func TestIncomplete(t *testing.T) {
 		s, err := rules()
 		return failing{s}, err
 	}
-	for _, o := range []scan.Options{{}, {WriteBaseline: "baseline"}} {
+	for _, o := range []options.Scan{{}, {WriteBaseline: "baseline"}} {
 		var talk bytes.Buffer
 		err := scan.Run(t.Context(), o, scanner, "", io.Discard, &talk)
 		if err == nil || !strings.Contains(err.Error(), "not complete: 1 warning") ||

@@ -180,4 +180,6 @@ func cause(err error) error {
 }
 
 // asString is b as a string, for functions that there are for strings only.
-func asString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+func asString(b []byte) string {
+	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // b is not changed while the string is used
+}

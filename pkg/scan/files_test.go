@@ -20,6 +20,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/detect"
 	"github.com/opaquevault/ov/pkg/scan"
+	"github.com/opaquevault/ov/pkg/scan/options"
 )
 
 func TestFiles(t *testing.T) {
@@ -48,21 +49,21 @@ func TestFiles(t *testing.T) {
 		"u.yml:1:15: connection-string-password: … (5 characters)",
 	}
 	for range 5 { // in the same order every time
-		stderr := lines(t, scan.Options{}, want...)
+		stderr := lines(t, options.Scan{}, want...)
 		if want := "8 files scanned; skipped: 2 binary, 2 such as lock files or node_modules\n"; stderr != want {
 			t.Errorf("stderr %q, not %q", stderr, want)
 		}
 	}
-	lines(t, scan.Options{Paths: []string{"a", "b.txt", "clean.txt"}}, want[1:4]...)
-	lines(t, scan.Options{Paths: []string{"clean.txt", "empty"}})
+	lines(t, options.Scan{Paths: []string{"a", "b.txt", "clean.txt"}}, want[1:4]...)
+	lines(t, options.Scan{Paths: []string{"clean.txt", "empty"}})
 	// What is named is looked at wherever it is.
-	lines(t, scan.Options{Paths: []string{"node_modules/x"}}, "node_modules/x/a.c:1:1: "+patShown)
+	lines(t, options.Scan{Paths: []string{"node_modules/x"}}, "node_modules/x/a.c:1:1: "+patShown)
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines(t, scan.Options{Paths: []string{filepath.Join(wd, "a", "..", "b.txt")}}, wd+"/b.txt:2:7: "+patShown)
-	if _, _, err := run(t, scan.Options{Paths: []string{"absent"}}); err == nil || !strings.Contains(err.Error(), "absent: no such file") {
+	lines(t, options.Scan{Paths: []string{filepath.Join(wd, "a", "..", "b.txt")}}, wd+"/b.txt:2:7: "+patShown)
+	if _, _, err := run(t, options.Scan{Paths: []string{"absent"}}); err == nil || !strings.Contains(err.Error(), "absent: no such file") {
 		t.Errorf("absent: %v", err)
 	}
 }
@@ -73,10 +74,10 @@ func TestNames(t *testing.T) {
 	files(t, map[string]string{
 		"new\nline": githubToken, "esc\x1b[31m": githubToken, "not\xffutf8": githubToken, "a b": githubToken, "-x": githubToken, "é": githubToken,
 	})
-	lines(t, scan.Options{},
+	lines(t, options.Scan{},
 		`-x:1:1: `+patShown, `"a b":1:1: `+patShown, `"esc\x1b[31m":1:1: `+patShown, `"new\nline":1:1: `+patShown,
 		`"not\xffutf8":1:1: `+patShown, `é:1:1: `+patShown)
-	stdout, _, _ := run(t, scan.Options{Format: scan.SARIF})
+	stdout, _, _ := run(t, options.Scan{Format: options.SARIF})
 	for _, uri := range []string{"new%0Aline", "esc%1B%5B31m", "not%FFutf8", "a%20b"} {
 		if !strings.Contains(stdout, `"uri": "`+uri+`"`) {
 			t.Errorf("no %s in %s", uri, stdout)
@@ -103,12 +104,12 @@ func TestOutOfTheTree(t *testing.T) {
 	if err := unix.Mkfifo("pipe", 0o600); err != nil {
 		t.Fatal(err)
 	}
-	lines(t, scan.Options{}, "in/real:1:1: "+awsShown)
-	if _, _, err := run(t, scan.Options{Paths: []string{"pipe"}}); err == nil || !strings.Contains(err.Error(), "neither a file nor a folder") {
+	lines(t, options.Scan{}, "in/real:1:1: "+awsShown)
+	if _, _, err := run(t, options.Scan{Paths: []string{"pipe"}}); err == nil || !strings.Contains(err.Error(), "neither a file nor a folder") {
 		t.Errorf("a pipe: %v", err)
 	}
 	// A link that is named is meant.
-	lines(t, scan.Options{Paths: []string{"dir"}}, "dir/secret:1:1: "+patShown)
+	lines(t, options.Scan{Paths: []string{"dir"}}, "dir/secret:1:1: "+patShown)
 }
 
 func TestLargeFilesAndArchives(t *testing.T) {
@@ -130,7 +131,7 @@ func TestLargeFilesAndArchives(t *testing.T) {
 	if err != nil || z.Close() != nil || f.Close() != nil {
 		t.Fatal(err)
 	}
-	stderr := lines(t, scan.Options{}, fmt.Sprintf("fits:%d:1: %s", detect.MaxText/100, patShown))
+	stderr := lines(t, options.Scan{}, fmt.Sprintf("fits:%d:1: %s", detect.MaxText/100, patShown))
 	if want := "1 file scanned; skipped: 1 binary, 1 larger than 16 MiB\n"; stderr != want {
 		t.Errorf("%q", stderr)
 	}
@@ -148,7 +149,7 @@ func TestUnreadable(t *testing.T) {
 		t.Fatal("chmod")
 	}
 	t.Cleanup(func() { _ = os.Chmod("dir", 0o700) })
-	stdout, stderr, err := run(t, scan.Options{})
+	stdout, stderr, err := run(t, options.Scan{})
 	if stdout != "" || err == nil || strings.Count(stderr, "permission denied") != 2 || !strings.Contains(err.Error(), "not complete") {
 		t.Errorf("%q %q %v", stdout, stderr, err)
 	}
@@ -157,7 +158,7 @@ func TestUnreadable(t *testing.T) {
 func TestMany(t *testing.T) {
 	t.Chdir(t.TempDir())
 	files(t, map[string]string{"many": strings.Repeat(githubToken+"\n", detect.MaxFindings+10)})
-	stdout, stderr, err := run(t, scan.Options{})
+	stdout, stderr, err := run(t, options.Scan{})
 	if strings.Count(stdout, "\n") != detect.MaxFindings || !strings.Contains(stderr, "more than 1000 secrets in many") || err == nil {
 		t.Errorf("%d lines, %q, %v", strings.Count(stdout, "\n"), stderr, err)
 	}
@@ -165,11 +166,11 @@ func TestMany(t *testing.T) {
 
 func TestJSON(t *testing.T) {
 	t.Chdir(t.TempDir())
-	if stdout, _, err := run(t, scan.Options{Format: scan.JSON}); stdout != "[]\n" || err != nil {
+	if stdout, _, err := run(t, options.Scan{Format: options.JSON}); stdout != "[]\n" || err != nil {
 		t.Errorf("nothing: %q %v", stdout, err)
 	}
 	files(t, map[string]string{"a": "é " + githubToken + "\n", "k": "\n" + pemKey, "u": "u: amqp://u:" + shortPwd + "@h\n"})
-	stdout, _, _ := run(t, scan.Options{Format: scan.JSON})
+	stdout, _, _ := run(t, options.Scan{Format: options.JSON})
 	var got []map[string]any
 	if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 		t.Fatal(err)
@@ -224,9 +225,9 @@ func TestSARIF(t *testing.T) {
 		t.Fatalf("the schema takes anything: %v", err)
 	}
 	repository(t)
-	validate := func(o scan.Options, results int) {
+	validate := func(o options.Scan, results int) {
 		t.Helper()
-		o.Format = scan.SARIF
+		o.Format = options.SARIF
 		stdout, _, _ := run(t, o)
 		result, err := schema.Validate(gojsonschema.NewStringLoader(stdout))
 		if err != nil {
@@ -250,16 +251,16 @@ func TestSARIF(t *testing.T) {
 			}
 		}
 	}
-	validate(scan.Options{}, 0)
+	validate(options.Scan{}, 0)
 	files(t, map[string]string{"a b/c:d": githubToken + "\n" + pemKey, "x": awsKey, "y": awsKey})
 	commit(t, "x")
-	validate(scan.Options{}, 4)
-	validate(scan.Options{History: true}, 4)
+	validate(options.Scan{}, 4)
+	validate(options.Scan{History: true}, 4)
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	validate(scan.Options{Paths: []string{wd}}, 4)
+	validate(options.Scan{Paths: []string{wd}}, 4)
 }
 
 func BenchmarkFiles(b *testing.B) {
@@ -279,7 +280,7 @@ func BenchmarkFiles(b *testing.B) {
 	b.SetBytes(int64(10_000 * len(text)))
 	for b.Loop() {
 		var sink discard
-		if err := scan.Run(b.Context(), scan.Options{Paths: []string{dir}}, rules, "", sink, sink); err != nil {
+		if err := scan.Run(b.Context(), options.Scan{Paths: []string{dir}}, rules, "", sink, sink); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/opaquevault/ov/pkg/scan"
+	"github.com/opaquevault/ov/pkg/scan/options"
 )
 
 func TestHistory(t *testing.T) {
@@ -31,23 +32,23 @@ func TestHistory(t *testing.T) {
 	}
 	commit(t, "deletes a file")
 
-	lines(t, scan.Options{}, `"new\nline":1:1: `+awsShown)
+	lines(t, options.Scan{}, `"new\nline":1:1: `+awsShown)
 	want := []string{
 		in("a.txt", 2, 5, added, patShown),
 		in("gone.go", 1, 1, odd, stripeShown),
 		in(`"new\nline"`, 1, 1, odd, awsShown),
 	}
 	for range 3 {
-		stderr := lines(t, scan.Options{History: true}, want...)
+		stderr := lines(t, options.Scan{History: true}, want...)
 		if !strings.Contains(stderr, "changes scanned; skipped: 1 such as lock files") {
 			t.Error(stderr)
 		}
 	}
 	// Of the repository that a path is in, and each once.
 	files(t, map[string]string{"sub/dir/x": ""})
-	lines(t, scan.Options{History: true, Paths: []string{"sub/dir", ".", "clean"}}, want...)
+	lines(t, options.Scan{History: true, Paths: []string{"sub/dir", ".", "clean"}}, want...)
 
-	stdout, _, _ := run(t, scan.Options{History: true, Format: scan.JSON})
+	stdout, _, _ := run(t, options.Scan{History: true, Format: options.JSON})
 	for _, part := range []string{`"commit": "` + git(t, "rev-parse", added) + `"`, `"author": "Ann <ann@example.com>"`, `"date": "2026-01-02T03:04:05Z"`, `"file": "new\nline"`} {
 		if !strings.Contains(stdout, part) {
 			t.Errorf("no %s in %s", part, stdout)
@@ -81,7 +82,7 @@ func TestAllRefs(t *testing.T) {
 	files(t, map[string]string{"f": "main\n2\n3\n4\n" + stripeKey + "\n6\n7\n8\nside\n"})
 	merge := commit(t, "merge")
 
-	stdout, _, err := run(t, scan.Options{History: true})
+	stdout, _, err := run(t, options.Scan{History: true})
 	var found *scan.FoundError
 	if !errors.As(err, &found) || found.Count != 4 {
 		t.Errorf("%v\n%s", err, stdout)
@@ -103,33 +104,33 @@ func TestOnlyAddedLines(t *testing.T) {
 	first := commit(t, "first")
 	files(t, map[string]string{"f": "token: " + githubToken + "\na\nB\nnew " + awsKey + "\n", "k": "x\n" + pemKey})
 	second := commit(t, "second")
-	lines(t, scan.Options{History: true},
+	lines(t, options.Scan{History: true},
 		in("f", 1, 8, first, patShown), in("f", 4, 5, second, awsShown), in("k", 2, 1, second, "private-key: --… (118 characters)"))
 	files(t, map[string]string{"f": "token: " + githubToken + "\na\nstaged " + stripeKey + "\n"})
 	git(t, "add", "-A")
-	lines(t, scan.Options{Staged: true}, "f:3:8: "+stripeShown)
+	lines(t, options.Scan{Staged: true}, "f:3:8: "+stripeShown)
 }
 
 func TestStaged(t *testing.T) {
 	repository(t)
-	lines(t, scan.Options{Staged: true}) // nothing at all
+	lines(t, options.Scan{Staged: true}) // nothing at all
 	files(t, map[string]string{"a": githubToken + "\n", "sub/b": awsKey + "\n", "clean": "x\n"})
 	git(t, "add", "-A")
 	// Before the first commit, and whatever is in the work tree by now.
 	files(t, map[string]string{"a": "clean\n", "sub/b": "clean\n", "unstaged": stripeKey})
 	want := []string{"a:1:1: " + patShown, "sub/b:1:1: " + awsShown}
-	stderr := lines(t, scan.Options{Staged: true}, want...)
+	stderr := lines(t, options.Scan{Staged: true}, want...)
 	if stderr != "3 changes scanned\n" {
 		t.Error(stderr)
 	}
-	lines(t, scan.Options{Staged: true, Paths: []string{"sub"}}, want[1])
-	lines(t, scan.Options{Staged: true, Paths: []string{"clean"}})
+	lines(t, options.Scan{Staged: true, Paths: []string{"sub"}}, want[1])
+	lines(t, options.Scan{Staged: true, Paths: []string{"clean"}})
 	git(t, "commit", "-q", "-m", "x")
 	git(t, "add", "a", "sub/b") // removes them
-	lines(t, scan.Options{Staged: true})
+	lines(t, options.Scan{Staged: true})
 	files(t, map[string]string{"bin": "\x00" + githubToken, "weird\tname\n": otherToken, "x.p12": "\x30\x82\x00\x00"})
 	git(t, "add", "bin", "weird\tname\n", "x.p12")
-	stderr = lines(t, scan.Options{Staged: true}, `"weird\tname\n":1:1: `+patShown, "x.p12:1:1: pkcs12-file: the file itself")
+	stderr = lines(t, options.Scan{Staged: true}, `"weird\tname\n":1:1: `+patShown, "x.p12:1:1: pkcs12-file: the file itself")
 	if !strings.Contains(stderr, "skipped: 2 binary") {
 		t.Error(stderr)
 	}
@@ -140,7 +141,7 @@ func TestStaged(t *testing.T) {
 	}
 	git(t, "add", "link")
 	git(t, "update-index", "--add", "--cacheinfo", "160000,"+git(t, "rev-parse", "HEAD")+",module")
-	lines(t, scan.Options{Staged: true})
+	lines(t, options.Scan{Staged: true})
 }
 
 // TestIndexOfTheHook: git commits from another index than the usual one for
@@ -150,12 +151,12 @@ func TestIndexOfTheHook(t *testing.T) {
 	files(t, map[string]string{"a": "x\n"})
 	commit(t, "first")
 	files(t, map[string]string{"a": githubToken + "\n"})
-	lines(t, scan.Options{Staged: true})
+	lines(t, options.Scan{Staged: true})
 	index := filepath.Join(t.TempDir(), "index")
 	t.Setenv("GIT_INDEX_FILE", index)
 	git(t, "read-tree", "HEAD")
 	git(t, "add", "a")
-	lines(t, scan.Options{Staged: true}, "a:1:1: "+patShown)
+	lines(t, options.Scan{Staged: true}, "a:1:1: "+patShown)
 }
 
 // TestKindsOfRepository: bare, SHA-256, a worktree, a shallow clone.
@@ -163,10 +164,10 @@ func TestKindsOfRepository(t *testing.T) {
 	repository(t, "--object-format=sha256")
 	files(t, map[string]string{"a": githubToken})
 	id := commit(t, "x")
-	lines(t, scan.Options{History: true}, in("a", 1, 1, id, patShown))
+	lines(t, options.Scan{History: true}, in("a", 1, 1, id, patShown))
 	files(t, map[string]string{"b": awsKey})
 	git(t, "add", "b")
-	lines(t, scan.Options{Staged: true}, "b:1:1: "+awsShown)
+	lines(t, options.Scan{Staged: true}, "b:1:1: "+awsShown)
 
 	repository(t)
 	files(t, map[string]string{"a": githubToken + "\n"})
@@ -182,34 +183,34 @@ func TestKindsOfRepository(t *testing.T) {
 	git(t, "clone", "-q", "--depth=1", "file://"+origin, elsewhere+"/shallow")
 	git(t, "worktree", "add", "-q", "--detach", elsewhere+"/tree")
 	a, b := in("a", 1, 1, first, patShown), in("b", 1, 1, second, awsShown)
-	lines(t, scan.Options{History: true, Paths: []string{elsewhere + "/bare"}}, a, b)
-	lines(t, scan.Options{History: true, Paths: []string{elsewhere + "/tree"}}, a, b)
-	lines(t, scan.Options{History: true, Paths: []string{elsewhere + "/shallow"}}, in("a", 1, 1, second, patShown), b)
+	lines(t, options.Scan{History: true, Paths: []string{elsewhere + "/bare"}}, a, b)
+	lines(t, options.Scan{History: true, Paths: []string{elsewhere + "/tree"}}, a, b)
+	lines(t, options.Scan{History: true, Paths: []string{elsewhere + "/shallow"}}, in("a", 1, 1, second, patShown), b)
 
 	t.Chdir(t.TempDir())
-	for _, o := range []scan.Options{{History: true}, {Staged: true}, {Tracked: true}, {Hook: scan.Install}} {
+	for _, o := range []options.Scan{{History: true}, {Staged: true}, {Tracked: true}, {Hook: options.Install}} {
 		if _, _, err := run(t, o); err == nil || !strings.Contains(err.Error(), "not a git repository") {
 			t.Errorf("no repository: %v", err)
 		}
 	}
 	repository(t)
-	lines(t, scan.Options{History: true}) // no commits
+	lines(t, options.Scan{History: true}) // no commits
 }
 
 func TestTracked(t *testing.T) {
 	repository(t)
 	files(t, map[string]string{".gitignore": "ignored/\n*.log\n", "ignored/x": githubToken, "a.log": githubToken, "new": awsKey, "sub/old": stripeKey})
 	git(t, "add", "sub")
-	lines(t, scan.Options{Tracked: true}, "new:1:1: "+awsShown, "sub/old:1:1: "+stripeShown)
-	lines(t, scan.Options{Tracked: true, Paths: []string{"sub"}}, "sub/old:1:1: "+stripeShown)
-	lines(t, scan.Options{}, "a.log:1:1: "+patShown, "ignored/x:1:1: "+patShown, "new:1:1: "+awsShown, "sub/old:1:1: "+stripeShown)
+	lines(t, options.Scan{Tracked: true}, "new:1:1: "+awsShown, "sub/old:1:1: "+stripeShown)
+	lines(t, options.Scan{Tracked: true, Paths: []string{"sub"}}, "sub/old:1:1: "+stripeShown)
+	lines(t, options.Scan{}, "a.log:1:1: "+patShown, "ignored/x:1:1: "+patShown, "new:1:1: "+awsShown, "sub/old:1:1: "+stripeShown)
 	if err := os.Remove("sub/old"); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink("../a.log", "sub/old"); err != nil {
 		t.Fatal(err)
 	}
-	lines(t, scan.Options{Tracked: true}, "new:1:1: "+awsShown)
+	lines(t, options.Scan{Tracked: true}, "new:1:1: "+awsShown)
 }
 
 // TestHostileRepository: whatever a repository's configuration and attributes
@@ -267,11 +268,11 @@ func TestHostileRepository(t *testing.T) {
 	} {
 		t.Setenv(k, v)
 	}
-	lines(t, scan.Options{History: true}, in("a.txt", 2, 1, id, patShown))
-	lines(t, scan.Options{Tracked: true}, "a.txt:2:1: "+patShown)
+	lines(t, options.Scan{History: true}, in("a.txt", 2, 1, id, patShown))
+	lines(t, options.Scan{Tracked: true}, "a.txt:2:1: "+patShown)
 	_ = os.Unsetenv("GIT_DIR") // which a hook's environment has
-	lines(t, scan.Options{Staged: true})
-	if _, _, err := run(t, scan.Options{Hook: scan.Uninstall}); err == nil {
+	lines(t, options.Scan{Staged: true})
+	if _, _, err := run(t, options.Scan{Hook: options.Uninstall}); err == nil {
 		t.Error("another's hook was removed")
 	}
 	if text, err := os.ReadFile(marker); !errors.Is(err, fs.ErrNotExist) {
@@ -291,7 +292,7 @@ func TestHostileRepository(t *testing.T) {
 		git2(t, "config", k, v)
 	}
 	_ = os.Remove(marker)
-	stdout, stderr, err := run(t, scan.Options{History: true})
+	stdout, stderr, err := run(t, options.Scan{History: true})
 	if text, err := os.ReadFile(marker); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a program was run to fetch: %s", text)
 	}
@@ -319,37 +320,37 @@ func TestHook(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hook := func(h scan.Hook, want string) {
+	hook := func(h options.Hook, want string) {
 		t.Helper()
-		if stdout, _, err := run(t, scan.Options{Hook: h}); err != nil || !strings.HasSuffix(stdout, ": "+want+"\n") {
+		if stdout, _, err := run(t, options.Scan{Hook: h}); err != nil || !strings.HasSuffix(stdout, ": "+want+"\n") {
 			t.Errorf("%q %v, not %s", stdout, err, want)
 		}
 	}
-	hook(scan.Uninstall, "is not there")
-	hook(scan.Install, "installed")
+	hook(options.Uninstall, "is not there")
+	hook(options.Install, "installed")
 	first, err := os.ReadFile(path)
 	if err != nil || !strings.Contains(string(first), `exec "$ov" scan --staged`) {
 		t.Errorf("%s %v", first, err)
 	}
-	hook(scan.Install, "is there already")
+	hook(options.Install, "is there already")
 	// An older one of ours is renewed.
 	if err := os.WriteFile(path, append(first, "# old\n"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	hook(scan.Install, "renewed")
+	hook(options.Install, "renewed")
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("%v %v", info, err)
 	}
-	hook(scan.Uninstall, "removed")
-	hook(scan.Uninstall, "is not there")
+	hook(options.Uninstall, "removed")
+	hook(options.Uninstall, "is not there")
 
 	// Another's is left alone, link or file.
 	other := "#!/bin/sh\nmake lint\n"
 	if err := os.WriteFile(path, []byte(other), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, h := range []scan.Hook{scan.Install, scan.Uninstall} {
-		if _, _, err := run(t, scan.Options{Hook: h}); err == nil {
+	for _, h := range []options.Hook{options.Install, options.Uninstall} {
+		if _, _, err := run(t, options.Scan{Hook: h}); err == nil {
 			t.Errorf("%s: no error", h)
 		}
 	}
@@ -357,11 +358,11 @@ func TestHook(t *testing.T) {
 		t.Errorf("%q %v", text, err)
 	}
 	files(t, map[string]string{path: other + "ov scan --staged || exit 1\n"})
-	hook(scan.Install, "runs ov scan --staged already")
+	hook(options.Install, "runs ov scan --staged already")
 	if os.Remove(path) != nil || os.Symlink("/nonexistent/hook", path) != nil {
 		t.Fatal("link")
 	}
-	if _, _, err := run(t, scan.Options{Hook: scan.Install}); err == nil || !strings.Contains(err.Error(), "another hook") {
+	if _, _, err := run(t, options.Scan{Hook: options.Install}); err == nil || !strings.Contains(err.Error(), "another hook") {
 		t.Errorf("a link: %v", err)
 	}
 
@@ -369,14 +370,14 @@ func TestHook(t *testing.T) {
 	git(t, "config", "core.hooksPath", ".githooks")
 	files(t, map[string]string{"sub/x": ""})
 	t.Chdir("sub")
-	hook(scan.Install, "installed")
+	hook(options.Install, "installed")
 	if _, err := os.Stat(wd + "/.githooks/pre-commit"); err != nil {
 		t.Error(err)
 	}
 	t.Chdir(wd)
 	shared := t.TempDir()
 	git(t, "config", "core.hooksPath", shared)
-	if stdout, _, err := run(t, scan.Options{Hook: scan.Install}); err != nil || !strings.Contains(stdout, "every repository") {
+	if stdout, _, err := run(t, options.Scan{Hook: options.Install}); err != nil || !strings.Contains(stdout, "every repository") {
 		t.Errorf("%q %v", stdout, err)
 	}
 	if _, err := os.Stat(shared + "/pre-commit"); err != nil {
@@ -397,7 +398,7 @@ func BenchmarkHistory(b *testing.B) {
 	}
 	for b.Loop() {
 		var sink discard
-		if err := scan.Run(b.Context(), scan.Options{History: true}, rules, "", sink, sink); err != nil {
+		if err := scan.Run(b.Context(), options.Scan{History: true}, rules, "", sink, sink); err != nil {
 			b.Fatal(err)
 		}
 	}

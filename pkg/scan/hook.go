@@ -13,15 +13,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/safefile"
-)
-
-// A Hook is what to do about a repository's pre-commit hook (githooks(5)).
-type Hook string
-
-// What to do.
-const (
-	Install   Hook = "install"
-	Uninstall Hook = "uninstall"
+	"github.com/opaquevault/ov/pkg/scan/options"
 )
 
 // hookLine marks a hook as ours.
@@ -42,7 +34,7 @@ exec "$ov" scan --staged
 func shellWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // runHook installs or removes the hook of the repositories that the paths are in.
-func runHook(ctx context.Context, o Options, ov string, stdout io.Writer) error {
+func runHook(ctx context.Context, o options.Scan, ov string, stdout io.Writer) error {
 	for _, p := range o.Paths {
 		r, err := openRepo(ctx, p, false)
 		if err != nil {
@@ -62,8 +54,8 @@ func runHook(ctx context.Context, o Options, ov string, stdout io.Writer) error 
 			return err
 		}
 		path := filepath.Join(dir, "pre-commit")
-		said, err := "", error(nil)
-		if o.Hook == Uninstall {
+		var said string
+		if o.Hook == options.Uninstall {
 			said, err = uninstallHook(path)
 		} else {
 			said, err = installHook(path, ov)
@@ -72,7 +64,7 @@ func runHook(ctx context.Context, o Options, ov string, stdout io.Writer) error 
 			return err
 		}
 		fmt.Fprintf(stdout, "%s: %s\n", safefile.Quote(path), said)
-		if shared, err := r.output(ctx, "config", "--get", "core.hooksPath"); err == nil && filepath.IsAbs(shared) && o.Hook == Install {
+		if shared, err := r.output(ctx, "config", "--get", "core.hooksPath"); err == nil && filepath.IsAbs(shared) && o.Hook == options.Install {
 			fmt.Fprintln(stdout, "note: core.hooksPath says so; the hook is run in every repository that has it there")
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/detect/engine"
 	"github.com/opaquevault/ov/pkg/scan"
+	"github.com/opaquevault/ov/pkg/scan/options"
 )
 
 // These have the forms of secrets. They are put together here, so that no scanner
@@ -45,7 +46,7 @@ func noSecret(t *testing.T, what, text string) {
 }
 
 // run scans, and holds what it says to what all of it must be.
-func run(t *testing.T, o scan.Options) (stdout, stderr string, err error) {
+func run(t *testing.T, o options.Scan) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, talk bytes.Buffer
 	err = scan.Run(t.Context(), o, rules, "/opt/ov", &out, &talk)
@@ -62,7 +63,7 @@ func run(t *testing.T, o scan.Options) (stdout, stderr string, err error) {
 
 // lines runs a scan that must find secrets, or none if none are wanted, and
 // compares what it prints, line by line.
-func lines(t *testing.T, o scan.Options, want ...string) (stderr string) {
+func lines(t *testing.T, o options.Scan, want ...string) (stderr string) {
 	t.Helper()
 	stdout, stderr, err := run(t, o)
 	var found *scan.FoundError

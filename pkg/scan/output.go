@@ -9,21 +9,22 @@ import (
 	"unicode"
 
 	"github.com/opaquevault/ov/pkg/safefile"
+	"github.com/opaquevault/ov/pkg/scan/options"
 )
 
-// print writes the findings.
-func print(w io.Writer, format Format, found []Finding) error {
+// write prints the findings.
+func write(w io.Writer, format options.Format, found []Finding) error {
 	var b bytes.Buffer
 	var err error
 	switch format {
-	case JSON:
+	case options.JSON:
 		if found == nil {
 			found = []Finding{} // [], not null
 		}
 		err = printJSON(&b, found)
-	case SARIF:
+	case options.SARIF:
 		err = printJSON(&b, sarifLog(found))
-	case Text:
+	case options.Text:
 		for _, f := range found {
 			fmt.Fprintln(&b, f.text())
 		}

@@ -28,33 +28,7 @@ import (
 	"github.com/opaquevault/ov/pkg/detect"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/safefile"
-)
-
-// Program is the sibling of ov that does it.
-const Program = "ov-scan"
-
-// Options are what `ov scan` was asked for.
-type Options struct {
-	Paths   []string `json:"paths,omitempty"`   // none: the current directory
-	History bool     `json:"history,omitempty"` // of the repositories that Paths are in, all refs
-	Staged  bool     `json:"staged,omitempty"`  // what the next commit adds below Paths
-	Tracked bool     `json:"tracked,omitempty"` // leave out what git ignores
-
-	Format        Format `json:"format,omitempty"`
-	Baseline      string `json:"baseline,omitempty"`       // file of findings that are not reported
-	WriteBaseline string `json:"write_baseline,omitempty"` // file to write them to instead
-
-	Hook Hook `json:"hook,omitempty"` // if not empty, nothing is scanned
-}
-
-// A Format is how findings are printed.
-type Format string
-
-// The formats.
-const (
-	Text  Format = ""
-	JSON  Format = "json"
-	SARIF Format = "sarif"
+	"github.com/opaquevault/ov/pkg/scan/options"
 )
 
 // A Scanner says what looks like a secret: detect/engine.Engine.
@@ -95,14 +69,14 @@ type Finding struct {
 // Run does what the options say. Findings go to stdout, everything else to
 // stderr. The error is a *FoundError if there are secrets, whatever else there
 // is to say.
-func Run(ctx context.Context, o Options, scanner func() (Scanner, error), ov string, stdout, stderr io.Writer) error {
+func Run(ctx context.Context, o options.Scan, scanner func() (Scanner, error), ov string, stdout, stderr io.Writer) error {
 	if len(o.Paths) == 0 {
 		o.Paths = []string{"."}
 	}
 	if o.Hook != "" {
 		return runHook(ctx, o, ov, stdout)
 	}
-	s := &scan{Options: o, stderr: stderr}
+	s := &scan{Scan: o, stderr: stderr}
 	var err error
 	if s.known, err = readBaseline(o.Baseline); err != nil {
 		return err
@@ -143,7 +117,7 @@ func Run(ctx context.Context, o Options, scanner func() (Scanner, error), ov str
 		}
 		return f.known
 	})
-	if err := print(stdout, o.Format, found); err != nil {
+	if err := write(stdout, o.Format, found); err != nil {
 		return err
 	}
 	if len(found) == 0 {
@@ -158,7 +132,7 @@ func Run(ctx context.Context, o Options, scanner func() (Scanner, error), ov str
 
 // A scan is one run.
 type scan struct {
-	Options
+	options.Scan
 	scanner        Scanner
 	known, written *baseline
 	run            [32]byte // key of Finding.value
