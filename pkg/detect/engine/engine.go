@@ -169,14 +169,14 @@ func scanPiece(ctx context.Context, ds detectors, text []byte, start int, path s
 	}()
 	from, to := piece(text, start)
 	// Nothing keeps the string: the text is the caller's.
-	raw := unsafe.String(unsafe.SliceData(text[from:to]), to-from)
+	raw := unsafe.String(unsafe.SliceData(text[from:to]), to-from) //nolint:gosec // nor changes it meanwhile
 	d := ds.plain
 	if mayBeEncoded(raw) {
 		d = ds.decoding
 	}
 	found := make([]detect.Finding, 0, 16)
 	kek.Do(func() {
-		for _, f := range d.DetectContext(ctx, gitleaks.Fragment{Raw: raw, FilePath: path}) {
+		for _, f := range d.DetectContext(ctx, gitleaks.Fragment{Raw: raw, FilePath: path}) { //nolint:staticcheck // there is no other way in v8
 			if f.RuleID == privateKeyRule && !isPrivateKey([]byte(f.Secret)) {
 				continue
 			}
