@@ -142,6 +142,7 @@ type scan struct {
 	inBaseline                             int
 
 	mu          sync.Mutex // of stderr
+	line        string     // clears the line of progress; "" where there is none
 	endProgress func()
 }
 
@@ -315,7 +316,7 @@ func (s *scan) warn(format string, args ...any) {
 	s.failed.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fmt.Fprintf(s.stderr, s.clear()+"ov: warning: "+format+"\n", args...)
+	fmt.Fprintf(s.stderr, s.line+"ov: warning: "+format+"\n", args...)
 }
 
 // incomplete is the error of a scan that found nothing and has not seen all.
@@ -365,6 +366,7 @@ func (s *scan) showProgress() func() {
 		s.endProgress = func() {}
 		return s.endProgress
 	}
+	s.line = "\r\x1b[K"
 	done := make(chan struct{})
 	ticker := time.NewTicker(200 * time.Millisecond)
 	go func() {
@@ -374,7 +376,7 @@ func (s *scan) showProgress() func() {
 				return
 			case <-ticker.C:
 				s.mu.Lock()
-				fmt.Fprintf(s.stderr, "%s%d scanned …", clearLine, s.looked.Load())
+				fmt.Fprintf(s.stderr, "%s%d scanned …", s.line, s.looked.Load())
 				s.mu.Unlock()
 			}
 		}
@@ -384,19 +386,9 @@ func (s *scan) showProgress() func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		close(done)
-		fmt.Fprint(s.stderr, clearLine)
+		fmt.Fprint(s.stderr, s.line)
 	})
 	return s.endProgress
-}
-
-const clearLine = "\r\x1b[K"
-
-// clear is what goes before a line of text where there is a line of progress.
-func (s *scan) clear() string {
-	if file, ok := s.stderr.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
-		return clearLine
-	}
-	return ""
 }
 
 func number(n int, one, many string) string {
