@@ -113,6 +113,13 @@ func (s *Set) Find(b []byte) (name string, ok bool) {
 		p.wipe()
 	}
 	if found < 0 {
+		var d dump
+		hitDump := func(_, _ int64, o out) bool { return hit(0, o) }
+		d.add(s.text, b, 0, hitDump)
+		d.finish(s.text, hitDump)
+		d.reset()
+	}
+	if found < 0 {
 		return "", false
 	}
 	return s.names[found], true

@@ -2,6 +2,7 @@ package mask
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -62,6 +63,7 @@ func (r *reference) mask(input []byte) string {
 			}
 		}
 	}
+	all = append(all, r.dumps(input)...)
 	slices.SortFunc(all, func(s, t span) int {
 		if s.before(t) {
 			return -1
@@ -84,6 +86,50 @@ func (r *reference) mask(input []byte) string {
 	}
 	out.Write(input[at:])
 	return out.String()
+}
+
+// dumps finds values in the lines of dumps, of which parseDump is the judge:
+// TestDumps holds it to the programs.
+func (r *reference) dumps(input []byte) (all []span) {
+	var shown, reversed []byte
+	var from, fromReversed, to, toReversed []int64
+	flush := func(shown []byte, from, to []int64) {
+		for _, p := range r.text {
+			for i := range shown {
+				if bytes.HasPrefix(shown[i:], p.b) {
+					end := to[i+len(p.b)-1]
+					all = append(all, span{from[i], end, p.name, from[i], end})
+				}
+			}
+		}
+	}
+	at := int64(0)
+	for line := range bytes.Lines(input) {
+		text := bytes.TrimSuffix(line, []byte("\n"))
+		row, ok := parseDump(text)
+		if !ok || len(text) > maxDumpLine || !maybeDump(text) {
+			row = dumpRow{}
+		}
+		end := at + int64(len(bytes.TrimSuffix(text, []byte("\r"))))
+		if row.plain == nil {
+			flush(shown, from, to)
+			shown, from, to = nil, nil, nil
+		}
+		if row.reversed == nil {
+			flush(reversed, fromReversed, toReversed)
+			reversed, fromReversed, toReversed = nil, nil, nil
+		}
+		for i, c := range row.plain {
+			shown, from, to = append(shown, c), append(from, at+int64(row.where[i])), append(to, end)
+		}
+		for i, c := range row.reversed {
+			reversed, fromReversed, toReversed = append(reversed, c), append(fromReversed, at+int64(row.where[i])), append(toReversed, end)
+		}
+		at += int64(len(line))
+	}
+	flush(shown, from, to)
+	flush(reversed, fromReversed, toReversed)
+	return all
 }
 
 func allDropped(b []byte) bool {
@@ -259,7 +305,20 @@ func FuzzWriter(f *testing.F) {
 		all := slices.Concat(r.text, r.packed)
 		for range min(len(all), 8) {
 			p := all[random.IntN(len(all))].b
-			switch random.IntN(4) {
+			switch random.IntN(6) {
+			case 4:
+				input = append(append(input, '\n'), hex.Dump(slices.Concat(p[:3], p))...)
+				continue
+			case 5:
+				dump := bytes.NewBuffer(nil)
+				for i, c := range p {
+					if i%7 == 0 {
+						fmt.Fprintf(dump, "\n%07o", i)
+					}
+					fmt.Fprintf(dump, " %03o", c)
+				}
+				input = append(append(input, dump.Bytes()...), '\n')
+				continue
 			case 0:
 				p = p[:random.IntN(len(p))]
 			case 1:

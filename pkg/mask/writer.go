@@ -19,7 +19,8 @@ type Writer struct {
 	text   scanner
 	packed scanner
 	packer packer
-	found  [2]spans // by the text scanner, and by the packed one
+	dump   dump
+	found  [3]spans // in the text, in the packed text, and in dumps
 	until  int64    // what lies before has been replaced already
 	out    []byte
 }
@@ -47,7 +48,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 		}
 		part := p[n:min(n+chunk, len(p))]
 		w.scan(part)
-		w.release(min(w.base+int64(w.text.begin(w.set.text)), w.from(w.packed.begin(w.set.packed))))
+		w.release(w.dump.begin(w.set.text,
+			min(w.base+int64(w.text.begin(w.set.text)), w.from(w.packed.begin(w.set.packed)))))
 		w.drop()
 		n += len(part)
 	}
@@ -61,6 +63,7 @@ func (w *Writer) Close() error {
 		w.fail(errWiped)
 	}
 	if w.err == nil {
+		w.dump.finish(w.set.text, w.foundInDump)
 		w.release(w.base + int64(len(w.held)))
 	}
 	err := w.err
@@ -77,6 +80,7 @@ func (w *Writer) fail(err error) {
 	clear(w.held[:cap(w.held)])
 	w.held = nil
 	w.packer.wipe()
+	w.dump.reset()
 }
 
 // Count returns how many replacements have been written.
@@ -100,6 +104,12 @@ func (w *Writer) scan(p []byte) {
 		w.found[1].add(span{w.from(i), to, o.name, w.packer.at(i), to})
 		return true
 	})
+	w.dump.add(w.set.text, p, end, w.foundInDump)
+}
+
+func (w *Writer) foundInDump(from, to int64, o out) bool {
+	w.found[2].add(span{from, to, o.name, from, to})
+	return true
 }
 
 // from is where in the stream a packed match is replaced from that begins with
@@ -177,10 +187,11 @@ func (w *Writer) release(limit int64) {
 
 // nextFound takes the span that begins first, if it begins before limit.
 func (w *Writer) nextFound(limit int64) (span, bool) {
-	a, b := &w.found[0], &w.found[1]
-	from := a
-	if len(*a) == 0 || len(*b) > 0 && (*b)[0].before((*a)[0]) {
-		from = b
+	from := &w.found[0]
+	for i := range w.found[1:] {
+		if l := &w.found[i+1]; len(*l) > 0 && (len(*from) == 0 || (*l)[0].before((*from)[0])) {
+			from = l
+		}
 	}
 	if len(*from) == 0 || (*from)[0].from >= limit {
 		return span{}, false
