@@ -9,9 +9,10 @@ const (
 	// MaxName bounds a secret's name, in bytes.
 	MaxName = 255
 
-	// DefaultApp is made with the vault, DefaultEnv with every app. They are what
-	// a command is about when nothing says otherwise.
+	// DefaultApp is made with the vault, and what a command is about when nothing
+	// says otherwise.
 	DefaultApp = "default"
+	// DefaultEnv is made with every app, and the same.
 	DefaultEnv = "production"
 )
 
