@@ -48,10 +48,11 @@ type unit struct {
 }
 
 // command is one ExecStart= line. systemctl joins argv by spaces and does not
-// quote, so a word that holds spaces comes back as several.
+// quote, so a word that holds spaces comes back as several, until unquote.
 type command struct {
-	path string
-	argv []string
+	path   string
+	argv   []string
+	joined string
 }
 
 type envFile struct {
@@ -158,7 +159,7 @@ func parseExecStart(value string) (command, bool) {
 	if end < 0 || !strings.HasSuffix(rest, " }") {
 		return command{}, false
 	}
-	return command{path, strings.Fields(rest[:end])}, true
+	return command{path, strings.Fields(rest[:end]), rest[:end]}, true
 }
 
 func parseEnvFile(value string) (envFile, bool) {
@@ -294,6 +295,7 @@ func (s *System) show(ctx context.Context, name string) (*unit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("unit %s: %w", name, err)
 	}
+	u.unquote()
 	return u, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -35,10 +36,11 @@ func TestParseShow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const line = "/usr/local/bin/ov run --app myapp --env=production --machine-key /etc/ov/myapp.key --secrets DATABASE_URL,STRIPE_SECRET_KEY -- /opt/myapp/bin/server --app decoy"
 	want := &unit{
 		id: "myapp.service", loadState: "loaded", activeState: "failed", subState: "failed", result: "exit-code",
 		mainStatus: "125", invocation: "0123456789abcdef0123456789abcdef", user: "deploy", needReload: true,
-		commands: []command{{"/usr/local/bin/ov", strings.Fields("/usr/local/bin/ov run --app myapp --env=production --machine-key /etc/ov/myapp.key --secrets DATABASE_URL,STRIPE_SECRET_KEY -- /opt/myapp/bin/server --app decoy")}},
+		commands: []command{{"/usr/local/bin/ov", strings.Fields(line), line}},
 		envFiles: []envFile{{"/opt/myapp/.env.production", false}, {"/opt/my app/.env", true}},
 		// Of Environment=, what is not a directory may be a secret and is not kept.
 		environment: map[string]string{"HOME": "/x", "XDG_DATA_HOME": `/a "b`},
@@ -88,14 +90,81 @@ func TestParseRun(t *testing.T) {
 		"/bin/ov run --app a --app b --env e -- /s": {app: "b", env: "e", program: "/s"},
 	} {
 		want.path = "/bin/ov"
-		got, ok := parseRun(command{"/bin/ov", strings.Fields(line)})
+		got, ok := parseRun(command{path: "/bin/ov", argv: strings.Fields(line)})
 		if !ok || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s:\ngot  %+v, %v\nwant %+v", line, got, ok, want)
 		}
 	}
 	for _, line := range []string{"/bin/ov", "/bin/ov status", "/bin/ov --app run", "/bin/over run -- s", "/bin/sh -c ov run"} {
-		if got, ok := parseRun(command{strings.Fields(line)[0], strings.Fields(line)}); ok {
+		if got, ok := parseRun(command{path: strings.Fields(line)[0], argv: strings.Fields(line)}); ok {
 			t.Errorf("%s: taken for %+v", line, got)
+		}
+	}
+}
+
+// TestSplitWords has the examples of systemd.syntax(7) and systemd.service(5).
+func TestSplitWords(t *testing.T) {
+	for line, want := range map[string][]string{
+		"":                                   nil,
+		"/bin/ov  run\t-- s":                 {"/bin/ov", "run", "--", "s"},
+		`ov "some path" 'it is "so"' "it's"`: {"ov", "some path", `it is "so"`, "it's"},
+		`ov "" ''`:                           {"ov", "", ""},
+		`a\sb "c\x20d" '\101\u00e9\U0001F511' \"`: {"a b", "c d", "Aé🔑", `"`},
+		`100%% $$HOME ${X} \;`:                    {"100%", "$$HOME", "${X}", ";"},
+	} {
+		if got, ok := splitWords(line); !ok || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %q, %v; want %q", line, got, ok, want)
+		}
+	}
+	for _, line := range []string{`"open`, `'open"`, `a"b"`, `"a"b`, `a\`, `\q`, `\x0`, `\xzz`, `\000`, `\777`, `\uD800`, "%i", "100%", "a ; b"} {
+		if got, ok := splitWords(line); ok {
+			t.Errorf("%s: taken for %q", line, got)
+		}
+	}
+}
+
+// FuzzSplitWords: whatever a unit's file holds is taken apart or refused, and
+// what is quoted comes back as it was.
+func FuzzSplitWords(f *testing.F) {
+	for _, line := range []string{`-/bin/ov run "a b" 'c' d\x20e %% \; f`, `"open`, `\U0001F511`, ";"} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		words, ok := splitWords(line)
+		if !ok {
+			return
+		}
+		var quoted []string
+		for _, w := range words {
+			quoted = append(quoted, `"`+strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%").Replace(w)+`"`)
+		}
+		if again, ok := splitWords(strings.Join(quoted, " ")); !ok || !slices.Equal(again, words) {
+			t.Errorf("%q is %q, and quoted %q", line, words, again)
+		}
+	})
+}
+
+// TestUnquote: a path with spaces is one word, if the file has what is loaded.
+func TestUnquote(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.service")
+	for text, key := range map[string]string{
+		`ExecStart=-/bin/ov run --machine-key "/etc/ov/my app.key" -- s`:         "/etc/ov/my app.key",
+		`ExecStart=/bin/ov run --machine-key /etc/ov/my\sapp.key \` + "\n -- s":  "/etc/ov/my app.key",
+		`ExecStart=@/bin/ov /bin/ov run --machine-key '/etc/ov/my app.key' -- s`: "/etc/ov/my app.key",
+		`ExecStart=/bin/ov run --machine-key "/etc/ov/another app.key" -- s`:     "/etc/ov/my",
+		`ExecStart=/bin/ov run --machine-key "/etc/ov/my app.key -- s`:           "/etc/ov/my",
+	} {
+		if err := os.WriteFile(file, []byte("[Service]\n"+text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, ok := parseExecStart("{ path=/bin/ov ; argv[]=/bin/ov run --machine-key /etc/ov/my app.key -- s ; ignore_errors=no ; pid=0 }")
+		if !ok {
+			t.Fatal("not parsed")
+		}
+		u := &unit{commands: []command{c}, files: []string{file}}
+		u.unquote()
+		if inv, ok := u.run(); !ok || inv.machineKey != key {
+			t.Errorf("%s: the key is %q, want %q", text, inv.machineKey, key)
 		}
 	}
 }
