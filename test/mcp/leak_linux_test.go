@@ -100,11 +100,13 @@ type job struct {
 	program program
 	secrets []secret // the first is the one that the program is about
 	block   bool     // with the interceptor
+	mask    bool     // under ov run --mask, which has the same masker
 }
 
 // jobs returns the runs: each program with n secrets, others for the next one,
 // and those that show the whole environment with all secrets at once. What no
-// list covers is run once more with the interceptor.
+// list covers is run once more with the interceptor, and each program once under
+// ov run --mask.
 func jobs(secrets []secret, n int) (list []job, absent []string) {
 	for i, p := range programs {
 		if p.argv[0] != "CRASH" {
@@ -128,6 +130,7 @@ func jobs(secrets []secret, n int) (list []job, absent []string) {
 		if p.other != "" {
 			list = append(list, job{program: p, secrets: []secret{fit[(i*5)%len(fit)]}, block: true})
 		}
+		list = append(list, job{program: p, secrets: []secret{fit[(i*3)%len(fit)]}, mask: true})
 	}
 	return list, absent
 }
@@ -190,6 +193,24 @@ func TestNoValueReachesTheClient(t *testing.T) {
 		var forms []string
 		for _, s := range j.secrets {
 			forms = append(forms, known.formsOf(s.name, bare, packed)...)
+		}
+		if j.mask {
+			out, err := a.masked(argv, name)
+			mu.Lock()
+			defer mu.Unlock()
+			hits := known.whole(out)
+			if j.program.other == "" {
+				hits = append(hits, known.parts(out)...)
+			}
+			switch {
+			case err != nil:
+				t.Errorf("ov run --mask: %s: %v", id, err)
+			case hits != nil:
+				t.Errorf("ov run --mask: %s: it printed %s", id, strings.Join(hits, "; "))
+			case forms != nil && !bytes.Contains(out, []byte("[masked ")):
+				t.Errorf("ov run --mask: %s: it shows the value as %q, and nothing was masked", id, forms)
+			}
+			return
 		}
 		c.sent()
 		r := c.tool("vault_run", args)
@@ -286,6 +307,21 @@ func (a *account) without(argv []string, secrets []secret) (stdout, stderr []byt
 		return nil, nil, err
 	}
 	return out.Bytes(), errs.Bytes(), nil
+}
+
+// masked runs the command under ov run --mask, and returns both of its outputs.
+func (a *account) masked(argv []string, name string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(a.bin, "ov"), append([]string{"run", "--mask", "--secrets", name, "--"}, argv...)...)
+	cmd.Env, cmd.Dir = a.env, a.project
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if cmd.ProcessState != nil && ctx.Err() == nil && cmd.ProcessState.ExitCode() != 125 {
+		err = nil // the program's own exit code
+	}
+	return slices.Concat(stdout.Bytes(), []byte("\x00"), stderr.Bytes()), err
 }
 
 // TestOverlappingValues: where two values overlap in an output, nothing is left
