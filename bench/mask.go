@@ -45,7 +45,6 @@ func printMask(dir string) error {
 		if err != nil {
 			return err
 		}
-		defer set.Wipe()
 		ways = append(ways, way{fmt.Sprintf("masked, %d values of 52 characters", n), func(w io.Writer) io.WriteCloser { return set.NewWriter(w) }})
 	}
 	texts := []string{filepath.Join(dir, "log"), filepath.Join(dir, "base64")}

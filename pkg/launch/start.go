@@ -52,14 +52,16 @@ func Start(argv []string, env *Env, opts StartOptions) (*os.Process, error) {
 		list = append(list, "PWD="+dir)
 		opts.Dir = dir
 	}
-	for i, f := range opts.Files {
-		if f == nil {
-			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-			if err != nil {
-				return nil, err
+	if slices.Contains(opts.Files[:], nil) {
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = null.Close() }()
+		for i, f := range opts.Files {
+			if f == nil {
+				opts.Files[i] = null
 			}
-			defer func() { _ = null.Close() }()
-			opts.Files[i] = null
 		}
 	}
 	attr := &os.ProcAttr{Dir: opts.Dir, Env: list, Files: opts.Files[:], Sys: attributes(opts)}

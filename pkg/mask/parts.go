@@ -80,7 +80,7 @@ func passwords(v []byte) [][]byte {
 			}
 		}
 	}
-	rest := v
+	var rest []byte
 	if i := bytes.Index(v, []byte("://")); i >= 0 {
 		rest = v[i+3:]
 		if end := bytes.IndexAny(rest, "/?#"); end >= 0 {
@@ -90,8 +90,6 @@ func passwords(v []byte) [][]byte {
 		rest = v[:i+1]
 	} else if i := bytes.Index(v, []byte("@unix(")); i >= 0 {
 		rest = v[:i+1]
-	} else {
-		rest = nil
 	}
 	if at := bytes.LastIndexByte(rest, '@'); at >= 0 {
 		if _, password, ok := bytes.Cut(rest[:at], []byte(":")); ok {
