@@ -53,7 +53,7 @@ cross: ## the same for every platform, into bin/OS-ARCH/
 # Cheap and quick to fail first. Every step ends the run when it fails, and the
 # last lines say what this machine could not run.
 TEST_STEPS := tidy vet test-rules setup build lint generate-check test-unit cross \
-	test-memory test-mcp test-faults test-systemd demo fuzz-short vuln
+	test-detection test-memory test-mcp test-faults test-systemd demo fuzz-short vuln
 
 .PHONY: test
 test: ## everything: sets up what it needs and runs it
@@ -91,6 +91,10 @@ test-rules: ## rules about the tree that are tests
 .PHONY: test-unit
 test-unit: ## all that plain `go test` can run, with the race detector
 	CGO_ENABLED=1 $(gotest) -race -timeout 15m $$(go list ./... | grep -vE '$(SPECIAL)')
+
+.PHONY: test-detection
+test-detection: ## precision and recall on the whole corpus: docs/DETECTION.md
+	$(gotest) -count=1 -timeout 20m ./test/detection/...
 
 .PHONY: test-memory
 test-memory: build ## scans the memory of a real agent for keys and values (root, Linux)

@@ -16,6 +16,7 @@ import (
 
 var (
 	update = flag.Bool("update", false, "rewrite the tables of docs/DETECTION.md")
+	every  = flag.Int("every", 1, "measure only one text of so many")
 	show   = flag.String("missed", "", "print what is missed of this family, or all; and what is found that is no secret")
 )
 
@@ -24,9 +25,9 @@ func TestDetection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nth := 1
-	if raceDetector || testing.Short() {
-		nth = 23 // prime, so that every place has its turn
+	nth := *every
+	if nth == 1 && (raceDetector || testing.Short()) {
+		nth = 53 // prime, so that every place has its turn
 	}
 	start := time.Now()
 	pos, neg := positives(nth), negatives(nth)
@@ -71,14 +72,21 @@ func TestDetection(t *testing.T) {
 		byClean.row(x.place).add(x, gotNeg[i])
 		count(gotNeg[i].file, 0)
 		count(gotNeg[i].message, 2)
+		if *show == "all" || *show == x.place {
+			for _, f := range append(gotNeg[i].file.wrong, gotNeg[i].message.wrong...) {
+				t.Logf("%s: %s", x.place, f)
+			}
+		}
 	}
 
 	for i := range families {
-		f := &families[i]
-		s := byFamily.row(f.name)
-		if 100*s.fileAny < f.file*s.texts || 100*s.messageAny < f.message*s.texts {
-			t.Errorf("%s: %s %% found in files, %s %% in messages; at least %d and %d are asked for", f.name, s.percent(s.fileAny), s.percent(s.messageAny), f.file, f.message)
+		s, least := byFamily.row(families[i].name), cmp.Or(families[i].least, leastRecall)
+		if nth == 1 && 100*min(s.fileAny, s.messageAny) < least*s.texts {
+			t.Errorf("%s: %s %% found in files, %s %% in messages; at least %d are asked for", families[i].name, s.percent(s.fileAny), s.percent(s.messageAny), least)
 		}
+	}
+	if 100*min(allPos.fileAny, allPos.messageAny) < leastRecall*allPos.texts {
+		t.Errorf("%s %% found in files, %s %% in messages", allPos.percent(allPos.fileAny), allPos.percent(allPos.messageAny))
 	}
 	if wrong := float64(allNeg.fileWrong) / (float64(allNeg.bytes) / 1e6); wrong > mostWrong {
 		t.Errorf("%.1f false positives per MB of text without a secret", wrong)
@@ -129,10 +137,11 @@ func TestDetection(t *testing.T) {
 	}
 }
 
-// The most that texts without a secret may give: far above what is measured.
+// Far from what is measured.
 const (
-	mostWrong   = 200 // findings per MB of files
-	mostBlocked = 30 // percent of messages
+	leastRecall = 95 // percent of a family's texts, and of all
+	mostWrong   = 20 // findings per MB of files without a secret
+	mostBlocked = 6  // percent of messages without a secret
 )
 
 // section compares what stands in docs/DETECTION.md between two lines of that

@@ -168,8 +168,8 @@ func entropy(text []byte) float64 {
 var notPasswords = allow("",
 	`^[^0-9]*$|^[\d.,:_/-]+$`,                                   // no digit, or nothing else
 	`(?i)^[\w.-]*(?:passw(?:or)?d|passphrase|secret)[\w.-]*!?$`, // what says what it is
-	`(?i)^p[a@4]s+w[o0]rd|^(?:test|demo|admin|user|root|guest|qwerty|abc|foo)\w{0,2}\d{1,6}!?$`,
-	`^[A-Za-z_]+\d{0,4}[A-Za-z_]*(?:(?:\.|->|::)[A-Za-z_]+\d{0,4}[A-Za-z_]*)+$`, // a field
+	`(?i)^(?:argon2\w*|bcrypt\w*|pbkdf2\w*|base64|sha\d+)$|^p[a@4]s+w[o0]rd|^(?:test|demo|admin|user|root|guest|qwerty|abc|foo)\w{0,2}\d{1,6}!?$`,
+	`^[A-Za-z_]+\d{0,5}[A-Za-z_]*(?:(?:\.|->|::)[A-Za-z_]+\d{0,5}[A-Za-z_]*)+$`, // a field
 	`^[a-z]+(?:[-_][a-z]+){2,}(?:[-_]?\d+)?(?:[-_][a-z]+)*$`,                    // words
 	`^[A-Za-z]+\d{1,2}$|^[a-z]+[A-Z][A-Za-z]*\d?$|^[A-Z][A-Z0-9_]+$`,
 	`^(?:[./~#@*%]|u00[0-9a-f]{2}|[A-Za-z]:\\)|://|^(?:vault|op|arn|ssm|env|file|secret|sops|kms|aws|gcp|azure|projects|sha\d+|argon2\w*|scrypt|pbkdf2\w*|AES\w*|!\w+)[:/]`,
@@ -186,7 +186,7 @@ var notSecrets = allow("",
 )
 
 // identifier is a name in code, also one with a number in it, and a field.
-const identifier = `^[A-Za-z]+\d{1,5}[A-Za-z]*$|^[A-Za-z_]+\d{0,4}[A-Za-z_]*(?:(?:\.|->|::)[A-Za-z_]+\d{0,4}[A-Za-z_]*)+$|^[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+$`
+const identifier = `^[A-Za-z]+\d{1,5}[A-Za-z]*$|^[A-Za-z_]+\d{0,5}[A-Za-z_]*(?:(?:\.|->|::)[A-Za-z_]+\d{0,5}[A-Za-z_]*)+$|^[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+$`
 
 // notAssigned are names, with what they are given, that are no secret's: those
 // of an identifier, of what is published and of a checksum.

@@ -56,11 +56,13 @@ func transported() []config.Rule {
 		},
 		{
 			RuleID:      "connection-parameter-password",
-			Description: "Found the password of a MySQL data source name.",
-			Regex:       regexp.MustCompile(`[\w.-]:([^\s:@/"'\x60<>{}]{4,100})@(?:tcp|unix)\(`),
-			Entropy:     2.3,
-			Keywords:    []string{"@tcp(", "@unix("},
-			Allowlists:  []*config.Allowlist{placeholders},
+			Description: "Found a password among the parameters of a connection.",
+			// As in ADO.NET, JDBC and libpq, and in what Go's MySQL driver takes.
+			Regex: regexp.MustCompile(`(?i)(?:[;?&]|\b(?:user|dbname|host|port)=\S{1,100} )(?:password|pwd)=([^\s;&'"\x60<>{}\\]{6,100})(?:[;&\s'"\\]|$)` +
+				`|[\w.-]:([^\s:@/"'\x60<>{}]{4,100})@(?:tcp|unix)\(`),
+			Entropy:    2.3,
+			Keywords:   []string{"password=", "pwd=", "@tcp(", "@unix("},
+			Allowlists: []*config.Allowlist{placeholders},
 		},
 		{
 			RuleID:      "netrc-password",
