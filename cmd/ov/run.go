@@ -9,6 +9,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/launch"
 	"github.com/opaquevault/ov/pkg/mask"
 	"github.com/opaquevault/ov/pkg/vault"
@@ -95,6 +96,11 @@ func run(cmd *cobra.Command, u *unlockFlags, t target, only []string, named bool
 	if !opts.AllowUnsafeNames { // then PATH is the one that the program gets
 		if _, err := launch.LookPath(argv[0], os.Getenv("PATH")); err != nil {
 			return err // before anybody is asked for a password
+		}
+	}
+	if masked { // then ov stays, with the values in its memory
+		if err := kek.Harden(); err != nil {
+			return err
 		}
 	}
 	s, done, err := u.open(ctx, cmd.InOrStdin())

@@ -301,3 +301,23 @@ func TestMaskFullDisk(t *testing.T) {
 		t.Errorf("%v: %s", cmd.ProcessState, &stderr)
 	}
 }
+
+// TestMaskHidesMemory: ov, which holds the values as long as the program runs,
+// cannot be read or dumped by its own account. The program can, as ever.
+func TestMaskHidesMemory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root sees whose /proc/PID/mem is")
+	}
+	t.Parallel()
+	h := newHome(t, deployUID)
+	h.vault()
+	h.must(mark+"-value", "ov", "secret", "set", "TOKEN", "--machine-key", "key")
+	cmd := h.command("ov", "run", "--mask", "--machine-key", "key", "--", "bash", "-c", `stat -c %u /proc/$PPID/mem /proc/$$/mem`)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("0\n%d\n", deployUID); string(out) != want {
+		t.Errorf("the owners of ov's and the program's memory are %q, want %q", out, want)
+	}
+}
