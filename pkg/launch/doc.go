@@ -12,7 +12,7 @@
 //
 // From [Environ] to execve(2) a secret value is in two places: the locked
 // memory of [Env], and the argument block that is made right before the system
-// call, and erased by [Start]. The values that the caller handed over are the caller's to
-// wipe. After execve(2) the environment is ordinary memory of the program,
-// which its own uid and root can read.
+// call, and erased by [Start]. The values that the caller handed over are the
+// caller's to wipe. After execve(2) the environment is ordinary memory of the
+// program, which its own uid and root can read.
 package launch

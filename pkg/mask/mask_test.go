@@ -245,7 +245,7 @@ func TestHeldBack(t *testing.T) {
 // TestLinearTime: no text, however it repeats a value's beginning, takes much
 // longer than any other, whether it comes at once or byte by byte.
 func TestLinearTime(t *testing.T) {
-	const size = 1 << 19
+	const size = 1 << 18
 	period := strings.Repeat("abcab", 10000) + "x"
 	s := compile(t, "PERIOD", period, "PERIOD2", "bca"+period, "SHORT", "abcabc", "PEM", "-----BEGIN KEY-----\n"+period)
 	hexes := hex.EncodeToString([]byte(strings.Repeat("abcab", size/10)))

@@ -219,7 +219,7 @@ func word(random *rand.Rand, alphabet string, n int) []byte {
 // each other in every way there is.
 func TestSmallAlphabet(t *testing.T) {
 	random := random(t)
-	rounds := 3000
+	rounds := 1000
 	if testing.Short() {
 		rounds = 300
 	}
