@@ -47,8 +47,12 @@ type out struct {
 	name   int
 }
 
-// chain says how deep its first state is, and where it hangs.
-type chain struct{ first, depth, parent uint32 }
+// chain says how deep its first state is, where it hangs, and whose value it is
+// of: the first one's, where several share it.
+type chain struct {
+	first, depth, parent uint32
+	name                 int
+}
 
 const (
 	depthMask uint16 = 7 << 8 // depth of the state, or minPattern if it is deeper
@@ -89,7 +93,7 @@ func build(patterns []pattern) *automaton {
 		// A pattern that goes on where the last one ended continues its chain.
 		if int(s) != len(a.node)-1 || s == 0 {
 			first := uint32(len(a.node))
-			a.chains = append(a.chains, chain{first, uint32(from + 1), s})
+			a.chains = append(a.chains, chain{first, uint32(from + 1), s, p.name})
 			if s == 0 {
 				a.root[p.b[0]] = first
 			} else {
@@ -182,11 +186,35 @@ func (a *automaton) depth(s uint32) int {
 	if d := a.node[s] & depthMask >> 8; d < minPattern {
 		return int(d)
 	}
+	c := a.chain(s)
+	return int(c.depth + s - c.first)
+}
+
+// chain returns the chain of a state that is not the root.
+func (a *automaton) chain(s uint32) chain {
 	i, found := slices.BinarySearchFunc(a.chains, s, func(c chain, s uint32) int { return int(c.first) - int(s) })
 	if !found {
 		i--
 	}
-	return int(a.chains[i].depth + s - a.chains[i].first)
+	return a.chains[i]
+}
+
+// minPrefix is how much of a longer pattern counts as a match, in bytes: programs
+// that are killed, fill a pipe or cut their lines print the beginning of a value.
+// Less is as likely the beginning of a URL that is no secret.
+const minPrefix = 32
+
+// prefix returns what has been seen of a pattern in state s, if that is enough
+// to count and no match by itself.
+func (a *automaton) prefix(s uint32) (o out, ok bool) {
+	if a.node[s]&depthMask>>8 < minPattern {
+		return out{}, false
+	}
+	d := a.depth(s)
+	if d < minPrefix || a.node[s]&flagOut != 0 && a.outs[s].length == d {
+		return out{}, false
+	}
+	return out{d, a.chain(s).name}, true
 }
 
 // A pattern that begins at i, i+1 or i+2 has the four bytes at i+2 among its
@@ -242,9 +270,10 @@ func common(a, b []byte) int {
 // entered where it does not, and left as soon as what it has seen is so short
 // that the filter can judge it.
 type scanner struct {
-	state   uint32
-	entered int // where the automaton was last entered
-	pos     int // how much of the text has been read
+	state    uint32
+	entered  int  // where the automaton was last entered
+	pos      int  // how much of the text has been read
+	prefixes bool // a beginning of minPrefix bytes is a match, too
 }
 
 // scan reads text from s.pos on to its end. It calls hit with where a match
@@ -270,7 +299,13 @@ func (s *scanner) scan(a *automaton, text []byte, hit func(end int, o out) bool)
 			if n := a.node[state]; n&flagNext != 0 && byte(a.node[state+1]) == c {
 				state++
 			} else {
-				state = a.next(state, c)
+				from := state
+				state = a.next(from, c)
+				if s.prefixes {
+					if o, ok := a.prefix(from); ok && a.depth(state) != o.length+1 {
+						hit(i-1, o)
+					}
+				}
 			}
 			n := a.node[state]
 			if n&flagOut != 0 && !hit(i, a.outs[state]) {
@@ -288,6 +323,16 @@ func (s *scanner) scan(a *automaton, text []byte, hit func(end int, o out) bool)
 		}
 	}
 	s.state, s.entered, s.pos = state, entered, i
+}
+
+// finish takes the text for complete: what was seen last may be the beginning of
+// a pattern.
+func (s *scanner) finish(a *automaton, hit func(end int, o out) bool) {
+	if s.prefixes && len(a.node) > 1 {
+		if o, ok := a.prefix(s.state); ok {
+			hit(s.pos, o)
+		}
+	}
 }
 
 // skip returns a place from i on before which no pattern begins, and where one

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -44,6 +45,8 @@ func textForms(v []byte) [][]byte {
 	}
 	all := styles()
 	for _, v := range slices.Clone(forms) {
+		forms.add(unquoted(v, dashQuoted(v)))
+		forms.add(printfQuoted(v))
 		var has byteSet
 		for _, c := range v {
 			has.add(c)
@@ -53,13 +56,7 @@ func textForms(v []byte) [][]byte {
 			if !s.changed.meets(&has) {
 				continue
 			}
-			form := s.apply(v)
-			if v[0] == '\'' {
-				form = bytes.TrimPrefix(form, []byte("'"))
-			}
-			if v[len(v)-1] == '\'' {
-				form = bytes.TrimSuffix(form, []byte("'"))
-			}
+			form := unquoted(v, s.apply(v))
 			forms.add(form)
 			if s.json {
 				forms.add(all[0].apply(form)) // JSON in JSON, as in the logs of containers
@@ -67,6 +64,53 @@ func textForms(v []byte) [][]byte {
 		}
 	}
 	return forms
+}
+
+// unquoted is form, which v has within '…', without a quotation mark that ends
+// the quotes where v begins or ends with one of its own.
+func unquoted(v, form []byte) []byte {
+	if v[0] == '\'' {
+		form = bytes.TrimPrefix(form, []byte("'"))
+	}
+	if v[len(v)-1] == '\'' {
+		form = bytes.TrimSuffix(form, []byte("'"))
+	}
+	return form
+}
+
+// dashQuoted is v within '…' as dash's set and export -p print it: marks that
+// follow each other are together in "…".
+func dashQuoted(v []byte) []byte {
+	var b []byte
+	for len(v) > 0 {
+		n := len(v) - len(bytes.TrimLeft(v, "'"))
+		if n > 0 {
+			b = append(append(append(b, `'"`...), v[:n]...), `"'`...)
+		} else if n = bytes.IndexByte(v, '\''); n < 0 {
+			n = len(v)
+			b = append(b, v...)
+		} else {
+			b = append(b, v[:n]...)
+		}
+		v = v[n:]
+	}
+	return b
+}
+
+// printfQuoted is v as printf %q of bash prints it: ~ has a backslash where it
+// would be expanded, # where it would begin a comment.
+func printfQuoted(v []byte) []byte {
+	var b []byte
+	for i, c := range v {
+		switch {
+		case c == '~' && (i == 0 || v[i-1] == ':' || v[i-1] == '='),
+			c == '#' && i == 0,
+			strings.IndexByte(bashQuoted, c) >= 0:
+			b = append(b, '\\')
+		}
+		b = append(b, c)
+	}
+	return b
 }
 
 // packedForms are those of v in which dropped bytes do not count.

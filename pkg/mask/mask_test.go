@@ -222,6 +222,54 @@ func TestLinesAreNotHeldBack(t *testing.T) {
 	}
 }
 
+// The beginning of a value is masked, too, if it is long: programs that are
+// killed, fill a pipe or cut their lines print no more.
+func TestBeginnings(t *testing.T) {
+	r := random(t)
+	long := "a value of more than fifty bytes, which is cut somewhere"
+	s := compile(t, "LONG", long, "OTHER", long[:40]+"/another end")
+	for input, want := range map[string]string{
+		long[:31]:             long[:31],
+		long[:32]:             "[masked OTHER]",
+		"<" + long[:45] + ">": "<[masked LONG]>",
+		long[:40] + "/anoth":  "[masked OTHER]",
+		long[:45] + long:      "[masked LONG][masked LONG]",
+		hex.EncodeToString([]byte(long[:20])) + "\n.": "[masked OTHER]\n.",
+	} {
+		if got, _ := through(t, s, []byte(input), func() int { return 1 + r.IntN(9) }); got != want {
+			t.Errorf("%q became %q, want %q", input, got, want)
+		}
+	}
+	if name, ok := s.Find([]byte(long[:45])); ok { // whoever asks for values is not told of beginnings
+		t.Errorf("found %s", name)
+	}
+	for range 300 {
+		var values []Value
+		for i := range 1 + r.IntN(3) {
+			v := word(r, "ab", 33+r.IntN(20))
+			if i > 0 && r.IntN(2) == 0 { // with a beginning that another one has
+				copy(v, values[0].Bytes[:20+r.IntN(13)])
+			}
+			values = append(values, Value{fmt.Sprint("V", i), append(v, 'c')})
+		}
+		set, err := Compile(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reference := newReference(values, set)
+		var input []byte
+		for range 12 {
+			v := values[r.IntN(len(values))].Bytes
+			n := r.IntN(len(v) + 1)
+			input = append(append(input, v[:n]...), word(r, "ab ", r.IntN(4))...)
+		}
+		want := reference.mask(input)
+		if got, _ := through(t, set, input, func() int { return 1 + r.IntN(40) }); got != want {
+			t.Fatalf("%q\nof %q\nbecame %q\nwant   %q", input, values, got, want)
+		}
+	}
+}
+
 // What is held back is what could still become a value, and no more.
 func TestHeldBack(t *testing.T) {
 	value := string(word(random(t), "abcdefghijklmnopqrstuvwxyz", 64<<10))
@@ -234,7 +282,7 @@ func TestHeldBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := out.String(); got != text+value[:60000]+text {
+	if got := out.String(); got != text+"[masked A]"+text {
 		t.Errorf("%d bytes passed on of %d", len(got), len(text)*2+60000)
 	}
 	if n := cap(w.held) + cap(w.packer.bytes); n > 1<<20 {

@@ -38,6 +38,8 @@ func awkward(t *testing.T) map[string]string {
 		"BASE64": base64.StdEncoding.EncodeToString(raw[:45]),
 		"SYMBOL": "p@ss w\"o'rd\\$x/+=&<>%#;?{}[]()*!~^|`,:end",
 		"QUOTES": "it's \"quoted\" 'twice'",
+		"RUNS":   "''ab''cdef'''ghij'k''",
+		"TILDES": "~a~bc:~def =~#g#h",
 		"EDGES":  "'\"$start-end\"'",
 		"LINES":  "first line, with 'quotes'\nsecond\tline\nthird \\ line",
 		"CRLF":   "first-line-of-it\r\nsecond-line-of-it\r\nthird",

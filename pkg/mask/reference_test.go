@@ -31,14 +31,9 @@ func (r *reference) set() *Set {
 
 func (r *reference) mask(input []byte) string {
 	var all []span
-	for _, p := range r.text {
-		for i := range input {
-			if bytes.HasPrefix(input[i:], p.b) {
-				end := int64(i + len(p.b))
-				all = append(all, span{int64(i), end, p.name, int64(i), end})
-			}
-		}
-	}
+	matches(r.text, input, func(i, end, name int) {
+		all = append(all, span{int64(i), int64(end), name, int64(i), int64(end)})
+	})
 	var kept []byte
 	var where []int64
 	for i, c := range input {
@@ -49,20 +44,16 @@ func (r *reference) mask(input []byte) string {
 			kept, where = append(kept, ' '), append(where, int64(i))
 		}
 	}
-	for _, p := range r.packed {
-		for i := range kept {
-			if bytes.HasPrefix(kept[i:], p.b) {
-				end := where[i+len(p.b)-1] + 1
-				from := where[i]
-				for n := range 2 {
-					if gap := string(input[where[i+n]+1 : where[i+n+1]]); gap == "\n" || len(gap) > 1 {
-						from = where[i+n+1]
-					}
-				}
-				all = append(all, span{from, end, p.name, where[i], end})
+	matches(r.packed, kept, func(i, to, name int) {
+		end := where[to-1] + 1
+		from := where[i]
+		for n := range 2 {
+			if gap := string(input[where[i+n]+1 : where[i+n+1]]); gap == "\n" || len(gap) > 1 {
+				from = where[i+n+1]
 			}
 		}
-	}
+		all = append(all, span{from, end, name, where[i], end})
+	})
 	all = append(all, r.dumps(input)...)
 	slices.SortFunc(all, func(s, t span) int {
 		if s.before(t) {
@@ -86,6 +77,42 @@ func (r *reference) mask(input []byte) string {
 	}
 	out.Write(input[at:])
 	return out.String()
+}
+
+// matches calls fn for where patterns are in text, and for where minPrefix bytes
+// or more of one are, as many as there are.
+func matches(patterns []pattern, text []byte, fn func(from, to, name int)) {
+	sorted := slices.Clone(patterns)
+	slices.SortFunc(sorted, func(p, q pattern) int {
+		if c := bytes.Compare(p.b, q.b); c != 0 {
+			return c
+		}
+		return p.name - q.name
+	})
+	sorted = slices.CompactFunc(sorted, func(p, q pattern) bool { return bytes.Equal(p.b, q.b) })
+	lends := make([]int, len(sorted)) // the name for what begins a pattern: see chain
+	for k, p := range sorted {
+		lends[k] = p.name
+		if k > 0 && bytes.HasPrefix(p.b, sorted[k-1].b) {
+			lends[k] = lends[k-1]
+		}
+	}
+	for i := range text {
+		longest, name := 0, 0
+		for k, p := range sorted {
+			n := common(text[i:], p.b)
+			if n == len(p.b) {
+				fn(i, i+n, p.name)
+			}
+			if n > longest {
+				longest, name = n, lends[k]
+			}
+		}
+		whole := slices.ContainsFunc(sorted, func(p pattern) bool { return len(p.b) == longest && bytes.HasPrefix(text[i:], p.b) })
+		if longest >= minPrefix && !whole {
+			fn(i, i+longest, name)
+		}
+	}
 }
 
 // dumps finds values in the lines of dumps, of which parseDump is the judge:

@@ -35,7 +35,9 @@ type wrongUse string
 func (e wrongUse) Error() string { return "mask: " + string(e) }
 
 // NewWriter returns a Writer that passes on to w.
-func (s *Set) NewWriter(w io.Writer) *Writer { return &Writer{set: s, w: w} }
+func (s *Set) NewWriter(w io.Writer) *Writer {
+	return &Writer{set: s, w: w, text: scanner{prefixes: true}, packed: scanner{prefixes: true}}
+}
 
 // Write takes all of p, and passes on what no value can begin in any more. The
 // error is that of the underlying Write, and final.
@@ -63,6 +65,8 @@ func (w *Writer) Close() error {
 		w.fail(errWiped)
 	}
 	if w.err == nil {
+		w.text.finish(w.set.text, w.foundInText)
+		w.packed.finish(w.set.packed, w.foundPacked)
 		w.dump.finish(w.set.text, w.foundInDump)
 		w.release(w.base + int64(len(w.held)))
 	}
@@ -91,20 +95,24 @@ func (w *Writer) scan(p []byte) {
 	end := w.base + int64(len(w.held))
 	w.held = grow(w.held, len(p))
 	w.held = append(w.held, p...)
-	w.text.scan(w.set.text, w.held, func(end int, o out) bool {
-		to := w.base + int64(end)
-		from := to - int64(o.length)
-		w.found[0].add(span{from, to, o.name, from, to})
-		return true
-	})
+	w.text.scan(w.set.text, w.held, w.foundInText)
 	w.packer.add(p, end)
-	w.packed.scan(w.set.packed, w.packer.bytes, func(end int, o out) bool {
-		i := end - o.length
-		to := w.packer.at(end-1) + 1
-		w.found[1].add(span{w.from(i), to, o.name, w.packer.at(i), to})
-		return true
-	})
+	w.packed.scan(w.set.packed, w.packer.bytes, w.foundPacked)
 	w.dump.add(w.set.text, p, end, w.foundInDump)
+}
+
+func (w *Writer) foundInText(end int, o out) bool {
+	to := w.base + int64(end)
+	from := to - int64(o.length)
+	w.found[0].add(span{from, to, o.name, from, to})
+	return true
+}
+
+func (w *Writer) foundPacked(end int, o out) bool {
+	i := end - o.length
+	to := w.packer.at(end-1) + 1
+	w.found[1].add(span{w.from(i), to, o.name, w.packer.at(i), to})
+	return true
 }
 
 func (w *Writer) foundInDump(from, to int64, o out) bool {
