@@ -3,7 +3,10 @@
 export GOEXPERIMENT := runtimesecret
 export GOFLAGS      := -tags=grpcnotrace -buildvcs=false
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# Asked for once: the programs run together only if they are of one version.
+ifndef VERSION
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+endif
 LDFLAGS := -s -w -X github.com/opaquevault/ov/pkg/version.version=$(VERSION)
 PREFIX  ?= /usr/local
 TOOLS   := $(CURDIR)/bin/tools

@@ -251,7 +251,7 @@ func checkName(n *yaml.Node) error {
 }
 
 // looksLikeValue finds tokens that could be names by their letters, such as
-// sk_live_4eC39HqLyjWDarjtT1zdp7dc or 32 hexadecimal digits: 20 or more letters
+// sk_live_ and what follows it, or 32 hexadecimal digits: 20 or more letters
 // and digits in a row with at least three digits among them. Names that people
 // give have words in them, and underscores between.
 func looksLikeValue(name string) bool {

@@ -391,7 +391,7 @@ func TestSuitesExist(t *testing.T) {
 		t.Log("the programs have no Go files yet")
 		return
 	}
-	for _, dir := range []string{"test/systemd", "test/memory", "test/faults"} {
+	for _, dir := range []string{"test/systemd", "test/memory", "test/faults", "test/mcp", "test/detection"} {
 		if !slices.ContainsFunc(tracked(t), func(f string) bool {
 			return strings.HasPrefix(f, dir+"/") && strings.HasSuffix(f, "_test.go")
 		}) {
