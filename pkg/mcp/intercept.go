@@ -210,8 +210,11 @@ func (t *transport) Connect(ctx context.Context) (sdk.Connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &connection{Connection: c, by: t.by, ended: t.ended, calls: map[jsonrpc.ID]bool{}}, nil
+	return &connection{Connection: c, by: t.by, ended: t.ended, calls: map[jsonrpc.ID]pending{}}, nil
 }
+
+// pending is a request of the client's.
+type pending struct{ tool, cancelled bool }
 
 // connection passes on what the interceptor lets through.
 type connection struct {
@@ -220,7 +223,7 @@ type connection struct {
 	ended func()
 
 	mu    sync.Mutex
-	calls map[jsonrpc.ID]bool // the calls of tools that have no answer yet
+	calls map[jsonrpc.ID]pending // the calls that have no answer yet
 }
 
 // Read returns the client's next message that may pass. A request that may not
@@ -234,10 +237,8 @@ func (c *connection) Read(ctx context.Context) (jsonrpc.Message, error) {
 		}
 		var no *stopped
 		if !errors.As(c.by.judge(ctx, fromClient, msg), &no) {
-			if r, ok := msg.(*jsonrpc.Request); ok && r.Method == callTool && r.IsCall() {
-				c.mu.Lock()
-				c.calls[r.ID] = true
-				c.mu.Unlock()
+			if r, ok := msg.(*jsonrpc.Request); ok {
+				c.remember(r)
 			}
 			return msg, nil
 		}
@@ -255,20 +256,44 @@ func (c *connection) Read(ctx context.Context) (jsonrpc.Message, error) {
 	}
 }
 
+// remember keeps what the answers to come depend on. The SDK also answers calls
+// that were cancelled, which a server should not.
+func (c *connection) remember(r *jsonrpc.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.IsCall() {
+		c.calls[r.ID] = pending{tool: r.Method == callTool}
+		return
+	}
+	var params sdk.CancelledParams
+	if r.Method != "notifications/cancelled" || json.Unmarshal(r.Params, &params) != nil {
+		return
+	}
+	if id, err := jsonrpc.MakeID(params.RequestID); err == nil {
+		if of, ok := c.calls[id]; ok {
+			of.cancelled = true
+			c.calls[id] = of
+		}
+	}
+}
+
 // Write sends a message, or in its place the reason why it may not pass.
 func (c *connection) Write(ctx context.Context, msg jsonrpc.Message) error {
-	isTool := false
+	var of pending
 	if r, ok := msg.(*jsonrpc.Response); ok {
 		c.mu.Lock()
-		isTool = c.calls[r.ID]
+		of = c.calls[r.ID]
 		delete(c.calls, r.ID)
 		c.mu.Unlock()
+	}
+	if of.cancelled {
+		return nil // nobody waits for it: the client has forgotten the call
 	}
 	var no *stopped
 	if errors.As(c.by.judge(ctx, toClient, msg), &no) {
 		switch m := msg.(type) {
 		case *jsonrpc.Response:
-			msg = refuse(m.ID, isTool, no)
+			msg = refuse(m.ID, of.tool, no)
 		case *jsonrpc.Request:
 			if m.IsCall() {
 				return no // ends the session: nothing of ours asks such a thing
