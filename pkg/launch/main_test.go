@@ -178,13 +178,6 @@ func launch(t testing.TB, binary string, o order) *exec.Cmd {
 	return by(t, "launch", binary, o)
 }
 
-// start is launch with Start in the place of Exec: the launcher stays, and
-// exits as its child did.
-func start(t testing.TB, binary string, o order) *exec.Cmd {
-	t.Helper()
-	return by(t, "start", binary, o)
-}
-
 func by(t testing.TB, how, binary string, o order) *exec.Cmd {
 	t.Helper()
 	b, err := json.Marshal(o)

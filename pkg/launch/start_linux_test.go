@@ -122,3 +122,10 @@ func runs(pid string) bool {
 	_, after, _ := strings.Cut(string(b), ") ")
 	return !strings.HasPrefix(after, "Z") && !strings.HasPrefix(after, "X")
 }
+
+// start is launch with Start in the place of Exec: the launcher stays, and
+// exits as its child did.
+func start(t testing.TB, binary string, o order) *exec.Cmd {
+	t.Helper()
+	return by(t, "start", binary, o)
+}
