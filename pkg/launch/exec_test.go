@@ -196,6 +196,9 @@ func TestSignals(t *testing.T) {
 		syscall.SIGTERM, syscall.SIGKILL, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGHUP, syscall.SIGINT,
 	} {
 		cmd := launch(t, self(t), order{Argv: []string{"sh", "-c", "echo started; exec sleep 60"}})
+		// A group of its own: in an orphaned one, as that of a test run whose shell
+		// has ended may be, the kernel discards SIGTSTP (signal(7), setpgid(2)).
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
