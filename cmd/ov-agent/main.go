@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -27,10 +26,7 @@ func main() {
 		return
 	}
 	if !errors.Is(err, errReported) {
-		fmt.Fprintf(os.Stderr, "ov-agent: %v\n", err)
-		if h := hint.Of(err); h != "" {
-			fmt.Fprintf(os.Stderr, "  hint: %s\n", h)
-		}
+		hint.Print(os.Stderr, "ov-agent", err)
 	}
 	os.Exit(1)
 }

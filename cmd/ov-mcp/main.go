@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -17,10 +16,7 @@ import (
 
 func main() {
 	if err := run(); err != nil {
-		fmt.Fprintf(os.Stderr, "ov: %v\n", err)
-		if h := hint.Of(err); h != "" {
-			fmt.Fprintf(os.Stderr, "  hint: %s\n", h)
-		}
+		hint.Print(os.Stderr, "ov", err)
 		os.Exit(1)
 	}
 }

@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -29,10 +28,7 @@ func main() {
 	if err == nil {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "ov: %v\n", err)
-	if advice := hint.Of(err); advice != "" {
-		fmt.Fprintf(os.Stderr, "  hint: %s\n", advice)
-	}
+	hint.Print(os.Stderr, "ov", err)
 	var found *scan.FoundError
 	if errors.As(err, &found) {
 		os.Exit(exitFound)

@@ -10,7 +10,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 
 	"github.com/opaquevault/ov/pkg/hint"
@@ -23,11 +22,6 @@ func main() {
 	if err == nil {
 		return
 	}
-	if text := err.Error(); text != "" {
-		fmt.Fprintf(os.Stderr, "ov: %s\n", text)
-	}
-	if advice := hint.Of(err); advice != "" {
-		fmt.Fprintf(os.Stderr, "  hint: %s\n", advice)
-	}
+	hint.Print(os.Stderr, "ov", err)
 	os.Exit(exitCode(err))
 }

@@ -8,6 +8,7 @@ package hint
 import (
 	"errors"
 	"fmt"
+	"io"
 )
 
 type hinted struct {
@@ -37,4 +38,15 @@ func Of(err error) string {
 		return h.hint
 	}
 	return ""
+}
+
+// Print tells a person of err, on a line that begins with the program's name,
+// and of its hint on the next. An error without a text has been told already.
+func Print(w io.Writer, program string, err error) {
+	if text := err.Error(); text != "" {
+		_, _ = fmt.Fprintf(w, "%s: %s\n", program, text)
+	}
+	if advice := Of(err); advice != "" {
+		_, _ = fmt.Fprintf(w, "  hint: %s\n", advice)
+	}
 }
