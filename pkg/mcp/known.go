@@ -190,8 +190,8 @@ func (k *known) ofLocked(secrets []vault.Secret) (*values, error) {
 		list[i] = mask.Value{Name: s.Name, Bytes: s.Value}
 	}
 	set, err := mask.Compile(list)
-	if err != nil {
-		return nil, err
+	if err != nil { // all of them count here, however few a run asks for
+		return nil, hint.Wrap(err, "keep large values in an env of their own")
 	}
 	v := &values{Set: set, digest: digest, refs: 1}
 	k.set(v)

@@ -2,6 +2,7 @@ package mcp
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/mcp/options"
 	"github.com/opaquevault/ov/pkg/vault"
 )
@@ -566,5 +568,26 @@ func TestReaper(t *testing.T) {
 		if err := Reap(strings.NewReader(text)); err == nil {
 			t.Errorf("took %q", text)
 		}
+	}
+}
+
+// Values that are too large to be recognized are not handed out, and nothing
+// passes unseen.
+func TestTooLargeToMask(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	var list []vault.Put
+	for i := range 33 {
+		list = append(list, vault.Put{Name: "LARGE_" + strconv.Itoa(i), Value: []byte(strings.Repeat(string(rune('a'+i%26))+"bc", vault.MaxValue/3))})
+	}
+	if _, err := f.session.Put(t.Context(), shop, list, vault.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := f.environment(t.Context(), command{secrets: []config.Secret{{Var: "FLAG", Name: "FLAG"}}})
+	if err == nil || !strings.Contains(err.Error(), "the bound is") || !strings.Contains(hint.Of(err), "an env of their own") {
+		t.Errorf("got %v, hint %q", err, hint.Of(err))
+	}
+	var no *stopped
+	if err := f.intercept.judgeText(t.Context(), toClient, "test", []byte("anything")); !errors.As(err, &no) {
+		t.Errorf("passed unseen: %v", err)
 	}
 }
