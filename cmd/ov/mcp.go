@@ -55,8 +55,8 @@ protect against" in docs/SECURITY.md.`,
   ov mcp serve --machine-key /etc/ov/myapp.key --approve ask`,
 		Args: args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			if approve != "" && !config.Approve(approve).Valid() {
-				return usage(hint.Errorf("pass auto, ask or never", "--approve does not have the value %.20q", approve))
+			if err := checkApprove(approve); err != nil {
+				return err
 			}
 			return sibling.Exec(options.Program, options.Serve{
 				Place: g.Place, App: t.app, Env: t.env, MachineKey: machineKey, Approve: config.Approve(approve),
@@ -68,4 +68,12 @@ protect against" in docs/SECURITY.md.`,
 	f.StringVar(&machineKey, "machine-key", "", "open the vault with this machine key, without an agent")
 	f.StringVar(&approve, "approve", "", "when to ask a person: auto, ask or never (default: what config.toml says, or auto)")
 	return cmd
+}
+
+// checkApprove judges the value of --approve, "" if it is not given.
+func checkApprove(value string) error {
+	if value == "" || config.Approve(value).Valid() {
+		return nil
+	}
+	return usage(hint.Errorf("pass auto, ask or never", "--approve does not have the value %.20q", value))
 }

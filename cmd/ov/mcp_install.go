@@ -79,9 +79,10 @@ other servers.`,
 			if err != nil {
 				return err
 			}
-			if a := config.Approve(approve); a != "" && !a.Valid() {
-				return usage(hint.Errorf("pass auto, ask or never", "--approve does not have the value %.20q", approve))
-			} else if o.Scope == mcpclient.Project && a != "" && a != config.ApproveAsk {
+			if err := checkApprove(approve); err != nil {
+				return err
+			}
+			if a := config.Approve(approve); o.Scope == mcpclient.Project && a != "" && a != config.ApproveAsk {
 				// As .ov.yaml: a checkout must not turn off the questions about itself.
 				return usage(hint.Errorf("let each say it in config.toml, under [mcp], or in their own file: --scope user",
 					"--approve %s is not for a project's file to say", approve))

@@ -135,24 +135,8 @@ func readValue(stdin io.Reader, name, file string) (*kek.Locked, error) {
 	if err != nil {
 		return nil, fmt.Errorf("standard input: %w", err)
 	}
-	b := value.Bytes()
-	if n := len(b); n > 0 && b[n-1] == '\n' && !hasByte(b[:n-1], '\n') {
-		n--
-		if n > 0 && b[n-1] == '\r' {
-			n--
-		}
-		value.Truncate(n)
-	}
+	prompt.DropNewline(value)
 	return value, nil
-}
-
-func hasByte(b []byte, c byte) bool {
-	for _, x := range b {
-		if x == c {
-			return true
-		}
-	}
-	return false
 }
 
 func isTerminal(f any) bool {

@@ -1,10 +1,8 @@
 package mcp
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -64,11 +62,11 @@ const (
 )
 
 // stopped says why a message does not pass. Its text holds no part of it.
-type stopped struct{ text, advice string }
+type stopped struct{ text string }
 
 func (e *stopped) Error() string { return e.text }
 
-// judge returns a *stopped if the message must not pass.
+// judge returns a *stopped, with a hint, if the message must not pass.
 func (i *interceptor) judge(ctx context.Context, direction string, msg jsonrpc.Message) error {
 	if i.mode == off {
 		return nil
@@ -87,7 +85,7 @@ func (i *interceptor) judgeText(ctx context.Context, direction, kind string, tex
 	switch {
 	case err != nil && i.mode == block:
 		i.log.Error("a message could not be checked", "direction", direction, "message", kind, "error", err)
-		return &stopped{"the message was blocked, because it could not be checked for secrets: " + err.Error(), hint.Of(err)}
+		return hint.Wrap(&stopped{"the message was blocked, because it could not be checked for secrets: " + err.Error()}, hint.Of(err))
 	case err != nil:
 		i.log.Error("a message passed that could not be checked", "direction", direction, "message", kind, "error", err)
 		return nil
@@ -99,10 +97,8 @@ func (i *interceptor) judgeText(ctx context.Context, direction, kind string, tex
 	if i.mode != block {
 		return nil
 	}
-	return &stopped{
-		fmt.Sprintf("the message %s was blocked: it holds %s", direction, what),
-		"a person stores the value with: ov secret set NAME; then name the secret instead of its value",
-	}
+	return hint.Wrap(&stopped{fmt.Sprintf("the message %s was blocked: it holds %s", direction, what)},
+		"a person stores the value with: ov secret set NAME; then name the secret instead of its value")
 }
 
 // find says what secret is in the text, without any of it, or "".
@@ -235,8 +231,8 @@ func (c *connection) Read(ctx context.Context) (jsonrpc.Message, error) {
 			c.ended()
 			return nil, err
 		}
-		var no *stopped
-		if !errors.As(c.by.judge(ctx, fromClient, msg), &no) {
+		no := c.by.judge(ctx, fromClient, msg)
+		if no == nil {
 			if r, ok := msg.(*jsonrpc.Request); ok {
 				c.remember(r)
 			}
@@ -289,8 +285,7 @@ func (c *connection) Write(ctx context.Context, msg jsonrpc.Message) error {
 	if of.cancelled {
 		return nil // nobody waits for it: the client has forgotten the call
 	}
-	var no *stopped
-	if errors.As(c.by.judge(ctx, toClient, msg), &no) {
+	if no := c.by.judge(ctx, toClient, msg); no != nil {
 		switch m := msg.(type) {
 		case *jsonrpc.Response:
 			msg = refuse(m.ID, of.tool, no)
@@ -306,17 +301,13 @@ func (c *connection) Write(ctx context.Context, msg jsonrpc.Message) error {
 
 // refuse is the answer in place of a blocked message: the model reads the
 // result of a tool, and may not see the error of a protocol.
-func refuse(id jsonrpc.ID, isTool bool, no *stopped) *jsonrpc.Response {
-	text := no.text
-	if no.advice != "" {
-		text += "\nhint: " + no.advice
-	}
+func refuse(id jsonrpc.ID, isTool bool, no error) *jsonrpc.Response {
 	if !isTool {
-		return &jsonrpc.Response{ID: id, Error: &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: text}}
+		return &jsonrpc.Response{ID: id, Error: &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: told(no)}}
 	}
-	result, err := json.Marshal(&sdk.CallToolResult{IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: text}}})
+	result, err := json.Marshal(failed(no))
 	if err != nil {
-		return &jsonrpc.Response{ID: id, Error: &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: text}}
+		return &jsonrpc.Response{ID: id, Error: &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: told(no)}}
 	}
-	return &jsonrpc.Response{ID: id, Result: bytes.TrimSpace(result)}
+	return &jsonrpc.Response{ID: id, Result: result}
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/access"
 	"github.com/opaquevault/ov/pkg/agent"
+	"github.com/opaquevault/ov/pkg/envelope"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/mask"
 	"github.com/opaquevault/ov/pkg/vault"
@@ -178,8 +178,9 @@ func (k *known) ofLocked(secrets []vault.Secret) (*values, error) {
 	// begins anew.
 	mac := hmac.New(sha256.New, k.key[:])
 	for _, s := range secrets {
-		field(mac.Write, []byte(s.Name))
-		field(mac.Write, s.Value)
+		fields := envelope.Fields([]byte(s.Name), s.Value)
+		mac.Write(fields)
+		clear(fields)
 	}
 	digest := [32]byte(mac.Sum(nil))
 	if k.current != nil && k.current.digest == digest {
@@ -196,14 +197,6 @@ func (k *known) ofLocked(secrets []vault.Secret) (*values, error) {
 	v := &values{Set: set, digest: digest, refs: 1}
 	k.set(v)
 	return v.hold(), nil
-}
-
-// field writes b with its length before it.
-func field(write func([]byte) (int, error), b []byte) {
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(len(b)))
-	_, _ = write(n[:])
-	_, _ = write(b)
 }
 
 // fresh is how long the values count as those of the vault.
@@ -230,8 +223,7 @@ func (k *known) now(ctx context.Context) (*values, error) {
 		}
 		sum := sha256.New()
 		for _, item := range list {
-			field(sum.Write, []byte(item.Name))
-			field(sum.Write, fmt.Append(nil, item.Version, item.Created.UnixNano()))
+			sum.Write(envelope.Fields([]byte(item.Name), envelope.Uint32(item.Version), envelope.Uint64(uint64(item.Created.UnixNano()))))
 		}
 		listing := [32]byte(sum.Sum(nil))
 		if k.current != nil && listing == k.listing {

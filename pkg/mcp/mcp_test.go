@@ -258,7 +258,7 @@ func TestWrite(t *testing.T) {
 	f.file("cert.pem", "line one\nline two\n")
 	f.file("token.txt", "just-a-token\r\n")
 	f.file("empty", "\n")
-	f.file("big", strings.Repeat("x", maxValue+1))
+	f.file("big", strings.Repeat("x", vault.MaxValue+1))
 	for file, want := range map[string]string{"cert.pem": "line one\nline two\n", "./token.txt": "just-a-token", filepath.Join(f.dir, "token.txt"): "just-a-token"} {
 		out, fault := call[writeOutput](f, c, "vault_update_secret", object{"name": "TOKEN", "from_file": file})
 		if fault != "" || out.Version < 2 || value("TOKEN") != want {

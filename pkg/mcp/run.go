@@ -196,12 +196,6 @@ func (s *server) execute(ctx context.Context, c command) (*runOutput, error) {
 	defer values.release()
 	out := &runOutput{SecretsInjected: env.names, Warnings: env.warnings}
 
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		env.Wipe()
-		return nil, err
-	}
-	defer func() { _ = null.Close() }()
 	var streams [2]stream
 	defer streams[0].close()
 	defer streams[1].close()
@@ -216,7 +210,7 @@ func (s *server) execute(ctx context.Context, c command) (*runOutput, error) {
 		return nil, errors.New("the server is ending")
 	}
 	p, err := launch.Start(c.argv, env.Env, launch.StartOptions{
-		Dir: c.dir, Files: [3]*os.File{null, streams[0].w, streams[1].w}, Group: true,
+		Dir: c.dir, Files: [3]*os.File{nil, streams[0].w, streams[1].w}, Group: true,
 	})
 	if err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/prompt"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
@@ -28,12 +28,11 @@ var alphabets = map[string]string{
 	"printable":    "!#$%&()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|}~",
 }
 
-// The bounds of a generated value's length, in characters, and of a value.
+// The bounds of a generated value's length, in characters.
 const (
 	minLength     = 8
 	maxLength     = 4096
 	defaultLength = 32
-	maxValue      = 64 << 10 // bytes
 )
 
 type generateInput struct {
@@ -151,31 +150,18 @@ func (s *server) fromFile(path string) (*kek.Locked, error) {
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("from_file is not a regular file")
 	}
-	value, err := kek.NewLocked(maxValue + 1)
-	if err != nil {
-		return nil, err
+	if info.Size() > vault.MaxValue {
+		return nil, fmt.Errorf("from_file is too large: a value has at most %d bytes", vault.MaxValue)
 	}
-	n, err := io.ReadFull(f, value.Bytes())
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		value.Destroy()
+	value, err := prompt.All(f, vault.MaxValue)
+	if err != nil {
 		return fail(err)
 	}
-	text := value.Bytes()[:n]
-	if n > 0 && slices.Index(text, '\n') == n-1 {
-		n--
-		if n > 0 && text[n-1] == '\r' {
-			n--
-		}
-	}
-	switch {
-	case n > maxValue:
-		value.Destroy()
-		return nil, fmt.Errorf("from_file is too large: a value has at most %d bytes", maxValue)
-	case n == 0:
+	prompt.DropNewline(value)
+	if len(value.Bytes()) == 0 {
 		value.Destroy()
 		return nil, errors.New("from_file is empty")
 	}
-	value.Truncate(n)
 	return value, nil
 }
 

@@ -139,9 +139,12 @@ func decode(raw json.RawMessage, to any, schema *jsonschema.Schema) error {
 		if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 			return errors.New("the arguments are not one JSON object")
 		}
+		var fields map[string]json.RawMessage
+		if json.Unmarshal(raw, &fields) != nil {
+			return errors.New("the arguments are not a JSON object")
+		}
 		for _, name := range schema.Required {
-			var fields map[string]json.RawMessage
-			if json.Unmarshal(raw, &fields) == nil && fields[name] == nil {
+			if fields[name] == nil {
 				return fmt.Errorf("the argument %s is missing", name)
 			}
 		}
@@ -172,15 +175,15 @@ func decode(raw json.RawMessage, to any, schema *jsonschema.Schema) error {
 
 // failed is an error as the model reads it.
 func failed(err error) *sdk.CallToolResult {
-	text := err.Error()
-	var no *stopped
-	switch advice := hint.Of(err); {
-	case errors.As(err, &no) && no.advice != "":
-		text += "\nhint: " + no.advice
-	case advice != "":
-		text += "\nhint: " + advice
+	return &sdk.CallToolResult{IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: told(err)}}}
+}
+
+// told is an error with its hint.
+func told(err error) string {
+	if advice := hint.Of(err); advice != "" {
+		return err.Error() + "\nhint: " + advice
 	}
-	return &sdk.CallToolResult{IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: text}}}
+	return err.Error()
 }
 
 type statusOutput struct {

@@ -5,6 +5,7 @@
 package prompt
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -149,6 +150,20 @@ func Line(r io.Reader, limit int) (*kek.Locked, error) {
 		l.Truncate(n)
 		return l, nil
 	}
+}
+
+// DropNewline takes the newline from the end of a single line.
+func DropNewline(l *kek.Locked) {
+	b := l.Bytes()
+	n := len(b)
+	if n == 0 || bytes.IndexByte(b, '\n') != n-1 {
+		return
+	}
+	n--
+	if n > 0 && b[n-1] == '\r' {
+		n--
+	}
+	l.Truncate(n)
 }
 
 // All reads everything, at most limit bytes.
