@@ -19,6 +19,7 @@ GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 GOVULNCHECK   := $(TOOLS)/govulncheck-v1.8.0
 PROTOC_GEN    := $(TOOLS)/protoc-gen-go-v1.36.12
 PROTOC_GRPC   := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
+PROTOC_CONNECT := $(TOOLS)/protoc-gen-connect-go-v1.21.1
 
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # What needs more than `go test` has a target of its own.
@@ -153,23 +154,26 @@ man: ## man pages and completions from the commands themselves
 	go generate ./docs/...
 
 PROTOS = $(shell find proto -name '*.proto')
-PROTOC = protoc --proto_path=proto \
-	--plugin=protoc-gen-go=$(PROTOC_GEN) --plugin=protoc-gen-go-grpc=$(PROTOC_GRPC) \
-	--go_opt=paths=source_relative --go-grpc_opt=paths=source_relative
+PROTOC = protoc --proto_path=proto --plugin=protoc-gen-go=$(PROTOC_GEN) \
+	--plugin=protoc-gen-go-grpc=$(PROTOC_GRPC) --plugin=protoc-gen-connect-go=$(PROTOC_CONNECT) \
+	--go_opt=paths=source_relative --go-grpc_opt=paths=source_relative --connect-go_opt=paths=source_relative
+# The agent is spoken to with gRPC alone, the server with gRPC and plain HTTP.
+protoc = $(PROTOC) --go_out=$(1) --go-grpc_out=$(1) $(PROTOS) && \
+	$(PROTOC) --connect-go_out=$(1) ov/vault/v1/vault.proto
 
 .PHONY: generate
-generate: $(PROTOC_GEN) $(PROTOC_GRPC) ## Go code from proto/
-	$(PROTOC) --go_out=proto --go-grpc_out=proto $(PROTOS)
+generate: $(PROTOC_GEN) $(PROTOC_GRPC) $(PROTOC_CONNECT) ## Go code from proto/
+	$(call protoc,proto)
 
 # protoc writes its own version into the comment at the top of a file: nothing
 # else may differ.
 .PHONY: generate-check
-generate-check: $(PROTOC_GEN) $(PROTOC_GRPC)
+generate-check: $(PROTOC_GEN) $(PROTOC_GRPC) $(PROTOC_CONNECT)
 	@if ! command -v protoc >/dev/null; then \
 		echo "generate-check: protoc is not installed" | tee -a $(NOT_RUN); exit 0; fi; \
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	$(PROTOC) --go_out="$$out" --go-grpc_out="$$out" $(PROTOS) && cd "$$out" && \
-	for f in $$(find . -name '*.pb.go'); do \
+	$(call protoc,"$$out") && cd "$$out" && \
+	for f in $$(find . -name '*.go'); do \
 		diff -u -I '^// .*protoc  *v' "$(CURDIR)/proto/$$f" "$$f" || { echo "run: make generate"; exit 1; }; \
 	done; echo "the generated code is current"
 
@@ -202,3 +206,5 @@ $(PROTOC_GEN):
 	$(call tool,google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12)
 $(PROTOC_GRPC):
 	$(call tool,google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2)
+$(PROTOC_CONNECT):
+	$(call tool,connectrpc.com/connect/cmd/protoc-gen-connect-go@v1.21.1)

@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	// MaxKey bounds a record's key, in bytes.
+	// MaxKey bounds a record's key, in bytes. A key does not begin with a zero
+	// byte: a store may have records of its own there.
 	MaxKey = 512
 	// MaxValue bounds a record, in bytes.
 	MaxValue = 1 << 20
@@ -25,7 +26,32 @@ var (
 	// ErrDamaged is wrapped by the error of a store whose own structure, beneath
 	// the records, cannot be read.
 	ErrDamaged = errors.New("vault file is damaged")
+	// ErrUnavailable is wrapped by the error of a store that cannot be reached, or
+	// cannot work, at the moment.
+	ErrUnavailable = errors.New("vault is not available")
+	// ErrDenied is wrapped by the error of a store that does not let the caller do
+	// this.
+	ErrDenied = errors.New("not allowed")
 )
+
+// Take says which of the records at a key are meant.
+type Take byte
+
+// What a Range takes.
+const (
+	One  Take = iota // the record with that key
+	All              // all whose keys start with it
+	Last             // of these, the one with the highest key
+)
+
+// Range names records: none, one or many.
+type Range struct {
+	Key  []byte
+	Take Take
+}
+
+// Record is a key and what lies there.
+type Record struct{ Key, Value []byte }
 
 // Reader reads records from one consistent snapshot. What it returns is valid
 // until the snapshot ends and must not be changed.
@@ -33,11 +59,13 @@ type Reader interface {
 	// Get returns the record at key, or nil if there is none.
 	Get(key []byte) ([]byte, error)
 	// Scan calls fn for every record whose key starts with prefix, in byte order,
-	// until fn returns an error, which Scan returns.
+	// until fn returns an error, which Scan returns. fn may use the Reader.
 	Scan(prefix []byte, fn func(key, value []byte) error) error
-	// Seek returns the first record at or after key, or nils at the end. It lets
-	// a caller jump, where Scan would read everything.
-	Seek(key []byte) (k, v []byte, err error)
+	// Last returns the last record whose key starts with prefix, or nils.
+	Last(prefix []byte) (key, value []byte, err error)
+	// Fetch says what will be read next: a store that is far away brings it all in
+	// one trip. Reading the same without it gives the same.
+	Fetch(ranges ...Range) error
 }
 
 // Op writes one record, or deletes it when Value is nil.
@@ -70,7 +98,8 @@ func (b Batch) Check() error {
 // goroutines and, on the same underlying storage, by many processes. They stop
 // waiting for others when ctx ends.
 type Store interface {
-	// View calls fn with a snapshot.
+	// View calls fn with a snapshot. fn may be called again on a newer one: only
+	// what the last call found counts.
 	View(ctx context.Context, fn func(Reader) error) error
 	// Update calls fn with a snapshot and commits the batch that it returns, as
 	// if nothing had come between: no write that fn did not see is ever lost or

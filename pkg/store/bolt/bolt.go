@@ -158,8 +158,20 @@ func (s *Store) explain(err error) error {
 	return err
 }
 
-// reader hides the rest of the tree.
-type reader struct{ store.Reader }
+// reader is the tree as others see it.
+type reader struct{ *tree }
+
+// Last implements store.Reader. A prefix has few records: versions of a secret.
+func (r reader) Last(prefix []byte) (key, value []byte, err error) {
+	err = r.Scan(prefix, func(k, v []byte) error {
+		key, value = k, v
+		return nil
+	})
+	return key, value, err
+}
+
+// Fetch implements store.Reader. A file is near.
+func (r reader) Fetch(...store.Range) error { return nil }
 
 // mapSlack is mapped beyond the end of the file. bbolt follows an offset at most
 // 2 GiB beyond a page: should somebody alter the file after check, in spite of

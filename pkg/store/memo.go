@@ -1,0 +1,203 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"sort"
+)
+
+// Memo is a Reader for a store that is far away: each range is asked for once,
+// and what a wider range has brought is not asked for again.
+type Memo struct {
+	fetch func([]Range) ([][]Record, error)
+	seen  map[string]Seen // by id of the range
+	order []string        // ids, as they were asked for
+}
+
+// Seen is a range and the records that were there, in the order of their keys.
+type Seen struct {
+	Range   Range
+	Records []Record
+}
+
+// NewMemo returns a Reader that asks fetch for what it has not got. fetch returns
+// one list of records for each range, in the order of their keys.
+func NewMemo(fetch func([]Range) ([][]Record, error)) *Memo {
+	return &Memo{fetch: fetch, seen: map[string]Seen{}}
+}
+
+// Seen returns all that was read so far, in the order in which it was asked for.
+func (m *Memo) Seen() []Seen {
+	out := make([]Seen, len(m.order))
+	for i, id := range m.order {
+		out[i] = m.seen[id]
+	}
+	return out
+}
+
+// Fetch implements Reader.
+func (m *Memo) Fetch(ranges ...Range) error {
+	var ask []Range
+	asked := map[string]bool{}
+	for _, r := range ranges {
+		if _, ok := m.find(r); !ok && !asked[r.id()] {
+			asked[r.id()] = true
+			ask = append(ask, Range{bytes.Clone(r.Key), r.Take})
+		}
+	}
+	if len(ask) == 0 {
+		return nil
+	}
+	got, err := m.fetch(ask)
+	if err != nil {
+		return err
+	}
+	if len(got) != len(ask) {
+		return fmt.Errorf("%d answers to %d questions", len(got), len(ask))
+	}
+	for i, r := range ask {
+		if err := r.Check(got[i]); err != nil {
+			return err
+		}
+		m.seen[r.id()] = Seen{r, got[i]}
+		m.order = append(m.order, r.id())
+	}
+	return nil
+}
+
+// Get implements Reader.
+func (m *Memo) Get(key []byte) ([]byte, error) {
+	list, err := m.read(Range{key, One})
+	if len(list) == 0 {
+		return nil, err
+	}
+	return list[0].Value, err
+}
+
+// Scan implements Reader.
+func (m *Memo) Scan(prefix []byte, fn func(key, value []byte) error) error {
+	list, err := m.read(Range{prefix, All})
+	if err != nil {
+		return err
+	}
+	for _, rec := range list {
+		if err := fn(rec.Key, rec.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Last implements Reader.
+func (m *Memo) Last(prefix []byte) (key, value []byte, err error) {
+	list, err := m.read(Range{prefix, Last})
+	if len(list) == 0 {
+		return nil, nil, err
+	}
+	return list[0].Key, list[0].Value, err
+}
+
+func (m *Memo) read(r Range) ([]Record, error) {
+	if list, ok := m.find(r); ok {
+		return list, nil
+	}
+	if err := m.Fetch(r); err != nil {
+		return nil, err
+	}
+	return m.seen[r.id()].Records, nil
+}
+
+// find returns the range's records if they are known: by themselves, within all
+// of a shorter prefix, or as the last of one.
+func (m *Memo) find(r Range) ([]Record, bool) {
+	if s, ok := m.seen[r.id()]; ok {
+		return s.Records, true
+	}
+	for n := 0; n <= len(r.Key); n++ {
+		if s, ok := m.seen[Range{r.Key[:n], All}.id()]; ok {
+			return r.of(s.Records), true
+		}
+		if s, ok := m.seen[Range{r.Key[:n], Last}.id()]; ok && r.Take == One &&
+			len(s.Records) == 1 && bytes.Equal(s.Records[0].Key, r.Key) {
+			return s.Records, true
+		}
+	}
+	return nil, false
+}
+
+// of picks the range's records out of sorted ones.
+func (r Range) of(list []Record) []Record {
+	from := sort.Search(len(list), func(i int) bool { return bytes.Compare(list[i].Key, r.Key) >= 0 })
+	to := from
+	if r.Take == One {
+		if from < len(list) && bytes.Equal(list[from].Key, r.Key) {
+			to++
+		}
+		return list[from:to:to]
+	}
+	to += sort.Search(len(list)-from, func(i int) bool { return !bytes.HasPrefix(list[from+i].Key, r.Key) })
+	if r.Take == Last && to > from {
+		from = to - 1
+	}
+	return list[from:to:to]
+}
+
+func (r Range) id() string { return string(append([]byte{byte(r.Take)}, r.Key...)) }
+
+// Check refuses records that are not of the range, not in the order of their
+// keys, out of bounds, or too many.
+func (r Range) Check(list []Record) error {
+	if r.Take > Last || len(r.Key) > MaxKey || r.Take == One && len(r.Key) == 0 {
+		return fmt.Errorf("a range of kind %d with a key of %d bytes", r.Take, len(r.Key))
+	}
+	if r.Take != All && len(list) > 1 {
+		return fmt.Errorf("%d records in place of one", len(list))
+	}
+	for i, rec := range list {
+		fits := bytes.HasPrefix(rec.Key, r.Key)
+		if r.Take == One {
+			fits = bytes.Equal(rec.Key, r.Key)
+		}
+		if !fits {
+			return fmt.Errorf("a record that was not asked for, with a key of %d bytes", len(rec.Key))
+		}
+		if n := len(rec.Key); n == 0 || n > MaxKey {
+			return fmt.Errorf("a record with a key of %d bytes, the bounds are 1 and %d", n, MaxKey)
+		}
+		if n := len(rec.Value); n == 0 || n > MaxValue {
+			return fmt.Errorf("a record of %d bytes, the bounds are 1 and %d", n, MaxValue)
+		}
+		if i > 0 && bytes.Compare(list[i-1].Key, rec.Key) >= 0 {
+			return fmt.Errorf("records that are not in the order of their keys")
+		}
+	}
+	return nil
+}
+
+// Digest is a SHA-256 hash over records in the order of their keys.
+type Digest struct{ h [sha256.Size]byte }
+
+// Add appends a record.
+func (d *Digest) Add(key, value []byte) {
+	b := make([]byte, 0, 2*sha256.Size+4+len(key))
+	b = append(b, d.h[:]...)
+	v := sha256.Sum256(value)
+	b = append(b, v[:]...)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(key))) //nolint:gosec // at most MaxKey
+	b = append(b, key...)
+	d.h = sha256.Sum256(b)
+}
+
+// Sum returns the hash: 32 bytes of zeros while there are no records.
+func (d *Digest) Sum() []byte { return d.h[:] }
+
+// DigestOf is the hash over the records.
+func DigestOf(list []Record) []byte {
+	var d Digest
+	for _, rec := range list {
+		d.Add(rec.Key, rec.Value)
+	}
+	return d.Sum()
+}
