@@ -54,6 +54,7 @@ func TestReplacements(t *testing.T) {
 		{"the first of equal ones", "[masked B]", "s3cret-a", []string{"B", "s3cret-a", "A", "s3cret-a"}},
 		{"one name of two values", "[masked A] [masked A]", "s3cret-1 s3cret-2", []string{"A", "s3cret-1", "A", "s3cret-2"}},
 		{"white space around a value is not part of it", "<[masked A]\n>", "<s3cret-a\n>", []string{"A", " s3cret-a\n\n"}},
+		{"nor is what else Unicode calls white space", "<[masked A]> <\ufeff[masked A]\u00a0>", "<s3cret-a> <\ufeffs3cret-a\u00a0>", []string{"A", "\ufeff\u3000s3cret-a\u00a0\u2028\u0085"}},
 		{"a beginning of one", "s3cret-", "s3cret-", []string{"A", "s3cret-a"}},
 		{"its own replacement holds the value", "[masked]", "LONGNAME", []string{"LONGNAME", "LONGNAME"}},
 		{"so does the shorter one", "*** -", "masked -", []string{"A", "masked"}},
@@ -68,8 +69,8 @@ func TestReplacements(t *testing.T) {
 }
 
 func TestSkipped(t *testing.T) {
-	s := compile(t, "SHORT", "12345", "PADDED", "  12345\n\n", "WORD", "Production", "DASHES", "----====----", "EMPTY", "", "BLANK", " \n\t \n ", "GOOD", "123456")
-	want := []Skipped{{"SHORT", "too short"}, {"PADDED", "too short"}, {"WORD", "a common word"}, {"DASHES", "fewer than 3 different characters"}}
+	s := compile(t, "SHORT", "12345", "PADDED", "  12345\n\n", "WIDE", "\u00a012345\ufeff", "WORD", "Production", "DASHES", "----====----", "EMPTY", "", "BLANK", " \n\t \u2003\n ", "GOOD", "123456")
+	want := []Skipped{{"SHORT", "too short"}, {"PADDED", "too short"}, {"WIDE", "too short"}, {"WORD", "a common word"}, {"DASHES", "fewer than 3 different characters"}}
 	if got := s.Skipped(); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

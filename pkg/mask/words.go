@@ -3,6 +3,7 @@ package mask
 import (
 	"bytes"
 	"slices"
+	"unicode"
 )
 
 // minDistinct is how many different bytes a value has at least that is masked:
@@ -34,8 +35,12 @@ func judge(v []byte) string {
 }
 
 // trim returns v without the white space around it, which is no part of any
-// secret, and which programs strip or add.
-func trim(v []byte) []byte { return bytes.Trim(v, " \t\n\v\f\r") }
+// secret, and which programs strip or add: what Unicode calls so, as a no-break
+// space that was copied along, and the byte order mark that JavaScript's trim
+// and readers of text files take away too.
+func trim(v []byte) []byte {
+	return bytes.TrimFunc(v, func(r rune) bool { return unicode.IsSpace(r) || r == '\ufeff' })
+}
 
 const maxWord = 24
 
