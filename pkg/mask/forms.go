@@ -46,7 +46,8 @@ func textForms(v []byte) [][]byte {
 	all := styles()
 	for _, v := range slices.Clone(forms) {
 		forms.add(unquoted(v, dashQuoted(v)))
-		forms.add(printfQuoted(v))
+		forms.add(printfQuoted(v, true))
+		forms.add(printfQuoted(v, false))
 		var has byteSet
 		for _, c := range v {
 			has.add(c)
@@ -98,13 +99,14 @@ func dashQuoted(v []byte) []byte {
 }
 
 // printfQuoted is v as printf %q of bash prints it: ~ has a backslash where it
-// would be expanded, # where it would begin a comment.
-func printfQuoted(v []byte) []byte {
+// would be expanded, # where it would begin a comment. That is also at the start
+// of v, if a word starts there.
+func printfQuoted(v []byte, start bool) []byte {
 	var b []byte
 	for i, c := range v {
 		switch {
-		case c == '~' && (i == 0 || v[i-1] == ':' || v[i-1] == '='),
-			c == '#' && i == 0,
+		case i == 0 && start && (c == '~' || c == '#'),
+			i > 0 && c == '~' && (v[i-1] == ':' || v[i-1] == '='),
 			strings.IndexByte(bashQuoted, c) >= 0:
 			b = append(b, '\\')
 		}

@@ -40,11 +40,13 @@ func awkward(t *testing.T) map[string]string {
 		"QUOTES": "it's \"quoted\" 'twice'",
 		"RUNS":   "''ab''cdef'''ghij'k''",
 		"TILDES": "~a~bc:~def =~#g#h",
+		"NUMBER": "#a~bc:~def =~#g#h",
 		"EDGES":  "'\"$start-end\"'",
 		"LINES":  "first line, with 'quotes'\nsecond\tline\nthird \\ line",
 		"CRLF":   "first-line-of-it\r\nsecond-line-of-it\r\nthird",
 		"PEM":    pem,
 		"UTF8":   "пароль-größe-🔑-値",
+		"SPACES": "nbsp\u00a0zwsp\u200bbom\ufeffwide\u3000nel\u0085own\ue000line\u2028tag\U000e0001é🔑'",
 		"ESCAPE": "bell\aback\bescape\x1b[1mdel\x7fff\fend",
 		"URL":    "postgres://user:s3cr%2Ft+pass@db.internal:5432/app?sslmode=require&x=1",
 		"JSON":   `{"type": "service", "private_key": "-----BEGIN KEY-----\nabc+/d\n", "id": "a<b>&c\u00e9"}`,
@@ -201,6 +203,42 @@ func TestPrograms(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestPrintfWithin: bash's printf %q escapes ~ and # by where they are in a word,
+// and a value may begin in the middle of it.
+func TestPrintfWithin(t *testing.T) {
+	for _, value := range []string{"~a~bc:~def =~#g#h", "#a~bc:~def =~#g#h"} {
+		for _, before := range []string{" ", "x", "x=", ":", "~", "#"} {
+			out, err := exec.Command("bash", "-c", `printf %q "$1"`, "bash", before+value).Output()
+			if err != nil {
+				t.Skip(err)
+			}
+			if masked, ok := emptiedBy(t, value, strings.TrimPrefix(strings.TrimPrefix(string(out), `\`), before)); !ok {
+				t.Errorf("of %q is left %q", out, masked)
+			}
+		}
+	}
+}
+
+// TestNotUTF8 has values of bytes that are no text, as programs print them that
+// keep them in strings.
+func TestNotUTF8(t *testing.T) {
+	const value = "caf\xe9-\xff\xfebin\x80é\u00a0'"
+	for program, out := range map[string]string{
+		"Python: repr":       `"caf\udce9-\udcff\udcfebin\udc80é\xa0'"`,
+		"Python: ascii":      `"caf\udce9-\udcff\udcfebin\udc80\xe9\xa0'"`,
+		"Python: os.environ": `b"caf\xe9-\xff\xfebin\x80\xc3\xa9\xc2\xa0'"`,
+		"Python: json.dumps": `"caf\udce9-\udcff\udcfebin\udc80\u00e9\u00a0'"`,
+		"bash: printf %q":    `$'caf\351-\377\376bin\200é` + "\u00a0" + `\''`,
+		"Go: %q":             fmt.Sprintf("%q", value),
+		"Go: %+q":            fmt.Sprintf("%+q", value),
+		"Go: JSON":           `"` + "caf\ufffd-\ufffd\ufffdbin\ufffdé\u00a0" + `'"`,
+	} {
+		if masked, ok := emptiedBy(t, value, out); !ok {
+			t.Errorf("%s prints %q, and of that leaves %q", program, out, masked)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package mask
 
 import (
+	"strconv"
 	"strings"
 	"sync"
 	"unicode/utf16"
@@ -10,8 +11,9 @@ import (
 // style is a way to write a string: what programs put in the place of bytes.
 type style struct {
 	to      [256]string         // "" keeps the byte
-	rune    func(r rune) string // if not nil, for what is not ASCII
+	rune    func(r rune) string // if not nil, for what is not ASCII, and to is for what is not UTF-8
 	changed byteSet             // the bytes that are not kept
+	few     bool                // of what is ASCII, the style before it makes the same
 	json    bool
 }
 
@@ -26,15 +28,18 @@ func (s *byteSet) meets(t *byteSet) bool {
 
 func (s *style) apply(v []byte) []byte {
 	b := make([]byte, 0, len(v)+len(v)/4+16)
-	for i := 0; i < len(v); i++ {
-		switch c := v[i]; {
-		case c >= utf8.RuneSelf && s.rune != nil:
-			r, n := utf8.DecodeRune(v[i:])
-			b = append(b, s.rune(r)...)
-			i += n - 1
-		case s.to[c] != "":
+	for i := 0; i < len(v); {
+		c := v[i]
+		if c >= utf8.RuneSelf && s.rune != nil {
+			if r, n := utf8.DecodeRune(v[i:]); n > 1 {
+				b = append(b, s.rune(r)...)
+				i += n
+				continue
+			}
+		}
+		if i++; s.to[c] != "" {
 			b = append(b, s.to[c]...)
-		default:
+		} else {
 			b = append(b, c)
 		}
 	}
@@ -71,7 +76,7 @@ func makeStyles() (list []style) {
 	for i := range list {
 		s := &list[i]
 		for c := range s.to {
-			if s.to[c] != "" || c >= utf8.RuneSelf && s.rune != nil {
+			if c >= utf8.RuneSelf && s.rune != nil || s.to[c] != "" && !s.few {
 				s.changed.add(byte(c))
 			}
 		}
@@ -86,12 +91,29 @@ const (
 
 // escape is a style with backslashes.
 type escape struct {
-	named   string // bytes, and the letters that stand for them, in turn
-	quoted  string // bytes that get a backslash
-	control form   // of other control characters
-	wide    form   // of what is not ASCII
-	html    string // bytes that are written like control characters
+	named   string            // bytes, and the letters that stand for them, in turn
+	quoted  string            // bytes that get a backslash
+	control form              // of other control characters
+	wide    form              // of what is not ASCII
+	html    string            // bytes that are written like control characters
+	only    func(r rune) bool // if not nil, which of what is not ASCII is not kept
 }
+
+// What is not ASCII and can be seen, programs keep more often than what cannot:
+// a no-break space, an invisible joiner, a byte order mark.
+
+// unseen is what Python's repr and Go's %q escape, as far as both have the same
+// edition of Unicode.
+func unseen(r rune) bool { return !strconv.IsPrint(r) }
+
+// c1 is the second set of control characters (ISO 6429).
+func c1(r rune) bool { return r >= 0x80 && r < 0xa0 }
+
+// separator ends a line in JavaScript, though not in JSON.
+func separator(r rune) bool { return r == '\u2028' || r == '\u2029' }
+
+// unseenInC is what is no iswprint(3) of the GNU C library.
+func unseenInC(r rune) bool { return c1(r) || separator(r) }
 
 // form is how a character is written by number.
 type form byte
@@ -135,35 +157,63 @@ func (f form) byte(c byte) string {
 	return string([]byte{'\\', 'x', d[c>>4], d[c&15]})
 }
 
+// numbers reports whether a character is written by its own number, and not byte
+// by byte.
+func (f form) numbers() bool {
+	return f == lowerU || f == upperU || f == longU || f == shortest
+}
+
+// stray is how a byte is written that is not UTF-8. In Python's text it is half
+// of a surrogate pair (PEP 383); what keeps U+FFFD in its place has that from
+// replaceInvalid.
+func (f form) stray(c byte) string {
+	switch f {
+	case lowerU, upperU, shortest:
+		return lowerU.unit(0xdc00 | uint16(c))
+	case longU:
+		return lowerX.byte(c)
+	}
+	return f.byte(c)
+}
+
+// rune is how a character is written that is not ASCII.
+func (e escape) rune(r rune) (text string) {
+	switch {
+	case e.only != nil && !e.only(r):
+		return string(r)
+	case e.wide == shortest && r < 0x100:
+		return e.control.byte(byte(r))
+	case e.wide == shortest, e.wide == longU:
+		if r < 0x10000 {
+			return lowerU.unit(uint16(r))
+		}
+		return `\U` + lowerU.unit(uint16(r >> 16))[2:] + lowerU.unit(uint16(r))[2:]
+	case e.wide.numbers():
+		for _, u := range utf16.AppendRune(nil, r) {
+			text += e.wide.unit(u)
+		}
+		return text
+	}
+	for _, c := range []byte(string(r)) {
+		text += e.wide.byte(c)
+	}
+	return text
+}
+
 func (e escape) style() (s style) {
 	for c := range byte(0x20) {
 		s.to[c] = e.control.byte(c)
 	}
-	if e.control != lowerU && e.control != upperU || e.wide != asIs {
+	if e.control != lowerU && e.control != upperU || e.wide != asIs && e.only == nil {
 		s.to[0x7f] = e.control.byte(0x7f) // part of JSON that may be Unicode
 	}
-	switch e.wide {
-	case longU, shortest:
-		s.rune = func(r rune) string {
-			switch {
-			case r < 0x100 && e.wide == shortest:
-				return lowerX.byte(byte(r))
-			case r < 0x10000:
-				return lowerU.unit(uint16(r))
-			}
-			return `\U` + lowerU.unit(uint16(r >> 16))[2:] + lowerU.unit(uint16(r))[2:]
-		}
-	case lowerU, upperU:
-		s.rune = func(r rune) (text string) {
-			for _, u := range utf16.AppendRune(nil, r) {
-				text += e.wide.unit(u)
-			}
-			return text
-		}
-	case lowerX, upperX, octal, slash:
+	if e.wide != asIs {
 		for c := 0x80; c < 0x100; c++ {
-			s.to[c] = e.wide.byte(byte(c))
+			s.to[c] = e.wide.stray(byte(c))
 		}
+	}
+	if s.few = e.only != nil; s.few || e.wide.numbers() {
+		s.rune = e.rune
 	}
 	for _, c := range []byte(e.html) {
 		s.to[c] = e.control.byte(c)
@@ -194,13 +244,18 @@ func jsonEscapes() []escape {
 			for _, quoted := range []string{`\"`, `\"/`} {
 				// None; Go's HTML escaping; Gson's; that of System.Text.Json.
 				for _, html := range []string{"", "<>&", "<>&'=", "<>&'+`"} {
-					list = append(list, escape{jsonNames, quoted, u, wide, html})
+					list = append(list, escape{jsonNames, quoted, u, wide, html, nil})
+					if wide == asIs {
+						list = append(list, escape{jsonNames, quoted, u, u, html, separator}) // Go's, PHP's
+					}
 				}
 			}
 		}
 		// Go before 1.22, and encoders whose quote is \u0022.
-		list = append(list, escape{threeNames, `\"`, u, asIs, ""}, escape{threeNames, `\"`, u, asIs, "<>&"},
-			escape{jsonNames, `\`, u, u, "\"<>&'+`"})
+		for _, html := range []string{"", "<>&"} {
+			list = append(list, escape{threeNames, `\"`, u, asIs, html, nil}, escape{threeNames, `\"`, u, u, html, separator})
+		}
+		list = append(list, escape{jsonNames, `\`, u, u, "\"<>&'+`", nil})
 	}
 	return list
 }
@@ -208,7 +263,9 @@ func jsonEscapes() []escape {
 var otherEscapes = [...]escape{
 	// Literals of Python, in either quotes, as a string, bytes and ascii().
 	{named: threeNames, quoted: `\`, control: lowerX},
+	{named: threeNames, quoted: `\`, control: lowerX, wide: shortest, only: unseen},
 	{named: threeNames, quoted: `\'`, control: lowerX},
+	{named: threeNames, quoted: `\'`, control: lowerX, wide: shortest, only: unseen},
 	{named: threeNames, quoted: `\`, control: lowerX, wide: lowerX},
 	{named: threeNames, quoted: `\'`, control: lowerX, wide: lowerX},
 	{named: threeNames, quoted: `\"`, control: lowerX, wide: lowerX},
@@ -216,6 +273,7 @@ var otherEscapes = [...]escape{
 	{named: threeNames, quoted: `\'`, control: lowerX, wide: shortest},
 	// Go, C, Perl, Ruby.
 	{named: cNames, quoted: `\"`, control: lowerX},
+	{named: cNames, quoted: `\"`, control: lowerX, wide: longU, only: unseen},
 	{named: cNames, quoted: `\"`, control: lowerX, wide: lowerX},
 	{named: cNames, quoted: `\"`, control: lowerX, wide: longU},
 	{named: cNames + "\x1be", quoted: `\"#`, control: upperX},
@@ -223,7 +281,9 @@ var otherEscapes = [...]escape{
 	{named: cNames, quoted: `\"`, control: octal, wide: octal},
 	// util.inspect of Node, in each of the three quotes.
 	{named: jsonNames, quoted: `\'`, control: upperX},
+	{named: jsonNames, quoted: `\'`, control: upperX, wide: shortest, only: c1},
 	{named: jsonNames, quoted: `\`, control: upperX},
+	{named: jsonNames, quoted: `\`, control: upperX, wide: shortest, only: c1},
 	// Single quotes of Perl and PHP.
 	{quoted: `\'`},
 	// Shells: "…", with and without history; $'…' of bash; printf %q; a
@@ -231,6 +291,7 @@ var otherEscapes = [...]escape{
 	{quoted: "\"\\$`"},
 	{quoted: "\"\\$`!"},
 	{named: cNames + "\x1bE", quoted: `\'`, control: octal},
+	{named: cNames + "\x1bE", quoted: `\'`, control: octal, wide: octal, only: unseenInC},
 	{named: cNames + "\x1bE", quoted: `\'`, control: octal, wide: octal},
 	{named: cNames + "\x1be", quoted: `\'`, control: octal},
 	{quoted: bashQuoted},
