@@ -21,8 +21,7 @@ import (
 )
 
 // memory is a store in memory that is as unkind as store.Store allows: what a
-// snapshot hands out is spoiled when it ends, and the function of an update is
-// called twice.
+// snapshot hands out is spoiled when it ends, and functions are called twice.
 type memory struct {
 	mu      sync.Mutex
 	records map[string][]byte
@@ -58,13 +57,12 @@ func (s *snapshot) end() {
 
 func (s *snapshot) Get(key []byte) ([]byte, error) { return s.lend(s.records[string(key)]), nil }
 
-func (s *snapshot) Seek(key []byte) (k, v []byte, err error) {
-	i, _ := slices.BinarySearch(s.keys, string(key))
-	if i == len(s.keys) {
-		return nil, nil, nil
-	}
-	return s.lend([]byte(s.keys[i])), s.lend(s.records[s.keys[i]]), nil
+func (s *snapshot) Last(prefix []byte) (key, value []byte, err error) {
+	err = s.Scan(prefix, func(k, v []byte) error { key, value = k, v; return nil })
+	return key, value, err
 }
+
+func (s *snapshot) Fetch(...store.Range) error { return nil }
 
 func (s *snapshot) Scan(prefix []byte, fn func(k, v []byte) error) error {
 	i, _ := slices.BinarySearch(s.keys, string(prefix))
@@ -77,11 +75,17 @@ func (s *snapshot) Scan(prefix []byte, fn func(k, v []byte) error) error {
 }
 
 func (m *memory) View(_ context.Context, fn func(store.Reader) error) error {
-	m.mu.Lock()
-	s := m.snapshot()
-	m.mu.Unlock()
-	defer s.end()
-	return fn(s)
+	for range 2 {
+		m.mu.Lock()
+		s := m.snapshot()
+		m.mu.Unlock()
+		err := fn(s)
+		s.end()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *memory) Update(_ context.Context, fn func(store.Reader) (store.Batch, error)) error {
@@ -148,6 +152,54 @@ func (m *memory) keys(kind byte) (out []string) {
 		}
 	}
 	return out
+}
+
+// distant is a store that is far away. It counts the trips to it, and may refuse
+// ranges as an API key with a scope does.
+type distant struct {
+	*memory
+	trips, ranges int
+	denies        func(store.Range) bool
+}
+
+func (d *distant) far(r store.Reader) store.Reader {
+	return store.NewMemo(func(ask []store.Range) ([][]store.Record, error) {
+		d.trips++
+		d.ranges += len(ask)
+		out := make([][]store.Record, len(ask))
+		for i, a := range ask {
+			if d.denies != nil && d.denies(a) {
+				return nil, fmt.Errorf("range %q: %w", a.Key, store.ErrDenied)
+			}
+			err := r.Scan(a.Key, func(k, v []byte) error {
+				if a.Take != store.One || len(k) == len(a.Key) {
+					out[i] = append(out[i], store.Record{Key: k, Value: v})
+				}
+				return nil
+			})
+			if err != nil {
+				return nil, err
+			}
+			if n := len(out[i]); a.Take == store.Last && n > 0 {
+				out[i] = out[i][n-1:]
+			}
+		}
+		return out, nil
+	})
+}
+
+func (d *distant) View(ctx context.Context, fn func(store.Reader) error) error {
+	return d.memory.View(ctx, func(r store.Reader) error {
+		d.trips, d.ranges = 0, 0
+		return fn(d.far(r))
+	})
+}
+
+func (d *distant) Update(ctx context.Context, fn func(store.Reader) (store.Batch, error)) error {
+	return d.memory.Update(ctx, func(r store.Reader) (store.Batch, error) {
+		d.trips, d.ranges = 0, 0
+		return fn(d.far(r))
+	})
 }
 
 // refs and what the fixture keeps in them.

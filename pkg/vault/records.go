@@ -291,6 +291,7 @@ type env struct {
 	id          id
 	generations []change
 	indexKey    []byte // sealed under the env key
+	fresh       bool   // made in this very step: nothing is in it
 	rec         *envelope.Clear
 }
 
@@ -355,6 +356,9 @@ func (e *env) prefix(kind byte) []byte {
 	k = append(k, e.app.id[:]...)
 	return append(k, e.id[:]...)
 }
+
+// prefix starts the keys of all versions of the secret.
+func (p place) prefix(kind byte) []byte { return append(p.env.prefix(kind), p.index[:]...) }
 
 const placeKeySize = 1 + 2*idSize + sha256.Size + 4
 

@@ -14,8 +14,6 @@ import (
 	"github.com/opaquevault/ov/pkg/store"
 )
 
-func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }
-
 // MachineKey describes an issued machine key.
 type MachineKey struct {
 	Fingerprint string    `json:"fingerprint"`
@@ -50,6 +48,10 @@ func (v *Vault) MachineKeys(ctx context.Context) ([]MachineKey, error) {
 	list := []MachineKey{}
 	err := v.store.View(ctx, func(r store.Reader) error {
 		list = list[:0]
+		err := fetch(r, one(accountKey), allOf([]byte{kindKey}), allOf([]byte{kindApp}), allOf([]byte{kindEnv}))
+		if err != nil {
+			return err
+		}
 		acc, err := readAccount(r)
 		if err != nil {
 			return err
@@ -67,8 +69,11 @@ func (v *Vault) MachineKeys(ctx context.Context) ([]MachineKey, error) {
 			return nil
 		})
 	})
+	if err != nil {
+		return nil, err
+	}
 	slices.SortStableFunc(list, func(a, b MachineKey) int { return a.Created.Compare(b.Created) })
-	return list, err
+	return list, nil
 }
 
 // DeriveMachineKey registers and returns a machine key: the account's when ref
@@ -198,6 +203,10 @@ func (v *Vault) replaceKEK(ctx context.Context, oldPassword, newPassword *kek.Lo
 	}
 	s := &Session{vault: v, key: key, level: LevelAccount, epoch: next.epoch()}
 	return v.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		err = fetch(r, one(accountKey), allOf([]byte{kindApp}), allOf([]byte{kindEnv}), allOf([]byte{kindData}))
+		if err != nil {
+			return nil, err
+		}
 		if _, err := old.account(r); err != nil {
 			return nil, err // somebody else's change came first
 		}
@@ -214,7 +223,13 @@ func (v *Vault) replaceKEK(ctx context.Context, oldPassword, newPassword *kek.Lo
 // RotateApp gives one app a new key, so that every machine key of the app and of
 // its envs made before is dead. It needs the account's key.
 func (s *Session) RotateApp(ctx context.Context, slug string) error {
+	if err := checkSlug("app", slug); err != nil {
+		return err
+	}
 	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		if err := fetch(r, one(accountKey), one(appKeyOf(slug))); err != nil {
+			return nil, err
+		}
 		acc, err := s.account(r)
 		if err != nil {
 			return nil, err
@@ -223,6 +238,10 @@ func (s *Session) RotateApp(ctx context.Context, slug string) error {
 			return nil, fmt.Errorf("%w: the key is for %s %s, not for the account", ErrScope, s.level, s.scopeName())
 		}
 		a, err := readApp(r, slug)
+		if err != nil {
+			return nil, err
+		}
+		err = fetch(r, allOf(append([]byte{kindEnv}, a.id[:]...)), allOf(append([]byte{kindData}, a.id[:]...)))
 		if err != nil {
 			return nil, err
 		}
@@ -255,10 +274,10 @@ func rewrap(r store.Reader, b *store.Batch, acc *account, from, to *Session, a, 
 		if renewed.generation() != a.generation() {
 			moved.generations = to.next(e.generations)
 		}
-		var list []entry
+		var list []*entry
 		err := r.Scan(e.prefix(kindData), func(key, record []byte) error {
 			p, err := e.placeOf(acc.id, key)
-			list = append(list, entry{place: p, data: record})
+			list = append(list, &entry{place: p, data: record})
 			return err
 		})
 		if err != nil {

@@ -57,11 +57,11 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 		if err != nil {
 			return err
 		}
+		if err := loadValues(r, found); err != nil {
+			return err
+		}
 		size := 0
 		for i := range found {
-			if err := found[i].loadValue(r); err != nil {
-				return err
-			}
 			size += max(0, len(found[i].value)-valueOverhead)
 		}
 		if sel.Fits != nil {
@@ -106,7 +106,7 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 }
 
 // find returns the selected entries, or a *MissingError.
-func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]entry, error) {
+func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]*entry, error) {
 	if sel.Names == nil {
 		return current(r, acc, e)
 	}
@@ -114,25 +114,33 @@ func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]entr
 	if err != nil {
 		return nil, err
 	}
-	var list []entry
+	if sel.Version == 0 {
+		err = fetchPlaces(r, places, store.Last)
+	} else {
+		err = fetchVersion(r, places, sel.Version)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []*entry
 	var absent []string
 	for i, p := range places {
-		all, err := versions(r, p)
+		en, err := newestOf(r, p)
 		if err != nil {
 			return nil, err
 		}
-		if len(all) == 0 {
+		if en == nil {
 			absent = append(absent, sel.Names[i])
 			continue
 		}
-		en := all[len(all)-1]
-		if sel.Version != 0 {
-			at := slices.IndexFunc(all, func(en entry) bool { return en.version == sel.Version })
-			if at < 0 {
+		if sel.Version != 0 && sel.Version != en.version {
+			if en, err = versionOf(r, p, sel.Version); err != nil {
+				return nil, err
+			}
+			if en == nil {
 				return nil, hint.Errorf(fmt.Sprintf("see what is kept: ov secret history %s --app %s --env %s", sel.Names[i], e.app.slug, e.slug),
 					"version %d of secret %s in %s: %w", sel.Version, sel.Names[i], e.ref(), ErrNotFound)
 			}
-			en = all[at]
 		}
 		list = append(list, en)
 	}
@@ -166,7 +174,7 @@ func (s *Session) missing(r store.Reader, acc *account, e *env, absent []string)
 }
 
 // describe decrypts the metadata of the entries, in their order.
-func (s *Session) describe(acc *account, e *env, list []entry) ([]Version, error) {
+func (s *Session) describe(acc *account, e *env, list []*entry) ([]Version, error) {
 	parsed, err := parseAll(list)
 	if err != nil {
 		return nil, err
@@ -197,8 +205,9 @@ func (s *Session) describe(acc *account, e *env, list []entry) ([]Version, error
 
 // List describes the newest version of every secret in an env, sorted by name.
 // It decrypts no value.
-func (s *Session) List(ctx context.Context, ref Ref) (out []Version, err error) {
-	err = s.vault.store.View(ctx, func(r store.Reader) error {
+func (s *Session) List(ctx context.Context, ref Ref) ([]Version, error) {
+	var out []Version
+	err := s.vault.store.View(ctx, func(r store.Reader) error {
 		acc, e, err := s.env(r, ref)
 		if err != nil {
 			return err
@@ -210,13 +219,17 @@ func (s *Session) List(ctx context.Context, ref Ref) (out []Version, err error) 
 		out, err = s.describe(acc, e, list)
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
 	slices.SortFunc(out, func(a, b Version) int { return strings.Compare(a.Name, b.Name) })
-	return out, err
+	return out, nil
 }
 
 // History describes the kept versions of one secret, newest first.
-func (s *Session) History(ctx context.Context, ref Ref, name string) (out []Version, err error) {
-	err = s.vault.store.View(ctx, func(r store.Reader) error {
+func (s *Session) History(ctx context.Context, ref Ref, name string) ([]Version, error) {
+	var out []Version
+	err := s.vault.store.View(ctx, func(r store.Reader) error {
 		acc, e, err := s.env(r, ref)
 		if err != nil {
 			return err
@@ -235,8 +248,11 @@ func (s *Session) History(ctx context.Context, ref Ref, name string) (out []Vers
 		out, err = s.describe(acc, e, list)
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
 	slices.Reverse(out)
-	return out, err
+	return out, nil
 }
 
 // Put is a secret to be written. The caller keeps Value and wipes it.
@@ -292,17 +308,26 @@ type PutResult struct {
 // Put writes secrets, all of them or none. A value that is the same as the
 // newest version's makes no new version. Versions beyond MaxVersions go.
 func (s *Session) Put(ctx context.Context, ref Ref, list []Put, opt PutOptions) ([]PutResult, error) {
-	if err := checkPut(ref, list); err != nil {
+	err := checkPut(ref, list)
+	if err != nil {
 		return nil, err
 	}
 	var results []PutResult
 	plan := func(r store.Reader) (b store.Batch, err error) {
-		acc, e, err := s.env(r, ref)
-		if opt.Create && isNotFound(err) {
-			if acc, e, err = s.addMissing(r, &b, ref); err != nil {
+		var acc *account
+		var e *env
+		absent := false
+		if opt.Create {
+			if absent, err = s.absent(r, ref); err != nil {
 				return nil, err
 			}
-		} else if err != nil {
+		}
+		if absent {
+			acc, e, err = s.addMissing(r, &b, ref)
+		} else {
+			acc, e, err = s.env(r, ref)
+		}
+		if err != nil {
 			return nil, err
 		}
 		nameList := make([]string, len(list))
@@ -317,10 +342,11 @@ func (s *Session) Put(ctx context.Context, ref Ref, list []Put, opt PutOptions) 
 		return b, err
 	}
 	if opt.DryRun {
-		err := s.vault.store.View(ctx, func(r store.Reader) error { _, err := plan(r); return err })
-		return results, err
+		err = s.vault.store.View(ctx, func(r store.Reader) error { _, err := plan(r); return err })
+	} else {
+		err = s.vault.store.Update(ctx, plan)
 	}
-	if err := s.vault.store.Update(ctx, plan); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return results, nil
@@ -357,13 +383,26 @@ func abbreviated(list []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
 }
 
+// absent reports whether there is no such env.
+func (s *Session) absent(r store.Reader, ref Ref) (bool, error) {
+	if err := s.fetchEnv(r, ref); err != nil {
+		return false, err
+	}
+	a, err := lookupApp(r, ref.App)
+	if a == nil || err != nil {
+		return true, err
+	}
+	e, err := lookupEnv(r, a, ref.Env)
+	return e == nil, err
+}
+
 // addMissing makes the env, and the app too if that is missing.
 func (s *Session) addMissing(r store.Reader, b *store.Batch, ref Ref) (acc *account, e *env, err error) {
 	if acc, err = s.account(r); err != nil {
 		return nil, nil, err
 	}
-	a, err := readApp(r, ref.App)
-	if err != nil && !isNotFound(err) {
+	a, err := lookupApp(r, ref.App)
+	if err != nil {
 		return nil, nil, err
 	}
 	kek.Do(func() {
@@ -381,27 +420,48 @@ const progressEvery = 500
 
 // candidate is a secret to be written beside what is there.
 type candidate struct {
-	old    []entry     // the versions that are there
+	old    []*entry    // the versions that are there
 	newest *ciphertext // of old, or nil
 	same   bool        // as the value that is to be written
 }
 
-func newCandidate(r store.Reader, p place, put Put) (c candidate, err error) {
-	if c.old, err = versions(r, p); err != nil {
-		return c, err
-	}
-	if put.Replaces != nil && *put.Replaces != c.version() {
-		return c, hint.Errorf("look again: ov secret history "+put.Name,
-			"secret %s is at version %d, not %d: %w", put.Name, c.version(), *put.Replaces, ErrConflict)
-	}
-	if len(c.old) > 0 {
-		en := c.old[len(c.old)-1]
-		if err := en.loadValue(r); err != nil {
-			return c, err
+// candidates reads what is there of the secrets to be written.
+func candidates(r store.Reader, e *env, places []place, list []Put) ([]candidate, error) {
+	out := make([]candidate, len(list))
+	if !e.fresh {
+		if err := fetchPlaces(r, places, store.All); err != nil {
+			return nil, err
 		}
-		c.newest, err = en.parse()
 	}
-	return c, err
+	var there []*entry
+	for _, i := range inKeyOrder(places) {
+		c, put := &out[i], list[i]
+		var err error
+		if !e.fresh {
+			if c.old, err = versions(r, places[i]); err != nil {
+				return nil, err
+			}
+		}
+		if put.Replaces != nil && *put.Replaces != c.version() {
+			return nil, hint.Errorf("look again: ov secret history "+put.Name,
+				"secret %s is at version %d, not %d: %w", put.Name, c.version(), *put.Replaces, ErrConflict)
+		}
+		if len(c.old) > 0 {
+			there = append(there, c.old[len(c.old)-1])
+		}
+	}
+	if err := loadValues(r, there); err != nil {
+		return nil, err
+	}
+	for i := range out {
+		if c := &out[i]; len(c.old) > 0 {
+			var err error
+			if c.newest, err = c.old[len(c.old)-1].parse(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
 }
 
 // inKeyOrder returns the order in which a store finds the places fastest.
@@ -449,15 +509,10 @@ func (c *candidate) outcome(existing Existing) Outcome {
 
 // put plans the writes into the batch.
 func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, places []place, list []Put, opt PutOptions) ([]PutResult, error) {
-	candidates := make([]candidate, len(list))
-	for _, i := range inKeyOrder(places) {
-		c, err := newCandidate(r, places[i], list[i])
-		if err != nil {
-			return nil, err
-		}
-		candidates[i] = c
+	candidates, err := candidates(r, e, places, list)
+	if err != nil {
+		return nil, err
 	}
-	var err error
 	kek.Do(func() {
 		var k keys
 		if k, err = s.keys(acc, e); err != nil {
@@ -502,7 +557,7 @@ func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, plac
 }
 
 // nextVersion prepares a new version and drops the ones too old to keep.
-func (s *Session) nextVersion(b *store.Batch, p place, old []entry, m metadata, value []byte) (*plaintext, error) {
+func (s *Session) nextVersion(b *store.Batch, p place, old []*entry, m metadata, value []byte) (*plaintext, error) {
 	p.version = 1
 	if n := len(old); n > 0 {
 		p.version = old[n-1].version + 1
@@ -551,6 +606,13 @@ func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
 		}
 		places, err := s.places(acc, e, list)
 		if err != nil {
+			return nil, err
+		}
+		ranges := make([]store.Range, len(places))
+		for i, p := range places {
+			ranges[i] = allOf(p.prefix(kindData))
+		}
+		if err := fetch(r, ranges...); err != nil {
 			return nil, err
 		}
 		var absent []string
@@ -620,5 +682,8 @@ func (s *Session) Rollback(ctx context.Context, ref Ref, name string, version ui
 		}
 		return b, s.sealAll(&b, acc, e, []*plaintext{p}, nil)
 	})
-	return res, err
+	if err != nil {
+		return PutResult{}, err
+	}
+	return res, nil
 }

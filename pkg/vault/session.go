@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"sync"
 	"time"
 
 	"github.com/opaquevault/ov/pkg/envelope"
@@ -51,6 +52,7 @@ type Session struct {
 	epoch uint32
 	// Below LevelAccount: the generations that the key was derived for.
 	appGen, envGen uint32
+	ids            sync.Map // of apps by slug, to ask for envs sooner; never believed
 }
 
 // Destroy wipes the key.
@@ -100,6 +102,12 @@ func (s *Session) account(r store.Reader) (*account, error) {
 
 // env reads the env, whose key the session must be able to derive.
 func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
+	if err := ref.check(); err != nil {
+		return nil, nil, err
+	}
+	if err := s.fetchEnv(r, ref); err != nil {
+		return nil, nil, err
+	}
 	acc, err := s.account(r)
 	if err != nil {
 		return nil, nil, err
@@ -124,7 +132,20 @@ func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
 			return nil, nil, deadKey("the unlocked key", c)
 		}
 	}
+	s.ids.Store(ref.App, e.app.id)
 	return acc, e, nil
+}
+
+// fetchEnv asks for all that leads to the env, in one trip if the app's id is
+// known from before.
+func (s *Session) fetchEnv(r store.Reader, ref Ref) error {
+	ranges := []store.Range{one(accountKey), one(appKeyOf(ref.App))}
+	if s.level != LevelAccount && ref.App == s.scope.App {
+		ranges = append(ranges, one(envKeyOf(s.appID, ref.Env)))
+	} else if known, ok := s.ids.Load(ref.App); ok {
+		ranges = append(ranges, one(envKeyOf(known.(id), ref.Env)))
+	}
+	return fetch(r, ranges...)
 }
 
 func (s *Session) scopeName() string {
@@ -241,31 +262,63 @@ type entry struct {
 }
 
 // versions returns the stored versions of the secret at p, oldest first.
-func versions(r store.Reader, p place) (list []entry, err error) {
-	prefix := append(p.env.prefix(kindData), p.index[:]...)
-	err = r.Scan(prefix, func(key, b []byte) error {
+func versions(r store.Reader, p place) (list []*entry, err error) {
+	err = r.Scan(p.prefix(kindData), func(key, b []byte) error {
 		at, err := p.env.placeOf(p.account, key)
-		list = append(list, entry{place: at, data: b})
+		list = append(list, &entry{place: at, data: b})
 		return err
 	})
 	return list, err
 }
 
+// newestOf returns the newest version of the secret at p, or nil.
+func newestOf(r store.Reader, p place) (*entry, error) {
+	key, b, err := r.Last(p.prefix(kindData))
+	if key == nil || err != nil {
+		return nil, err
+	}
+	at, err := p.env.placeOf(p.account, key)
+	return &entry{place: at, data: b}, err
+}
+
 // current returns the newest version of every secret in the env.
-func current(r store.Reader, acc *account, e *env) (list []entry, err error) {
+func current(r store.Reader, acc *account, e *env) (list []*entry, err error) {
 	err = r.Scan(e.prefix(kindData), func(key, b []byte) error {
 		p, err := e.placeOf(acc.id, key)
 		if err != nil {
 			return err
 		}
 		if n := len(list); n > 0 && list[n-1].index == p.index {
-			list[n-1] = entry{place: p, data: b}
+			*list[n-1] = entry{place: p, data: b}
 		} else {
-			list = append(list, entry{place: p, data: b})
+			list = append(list, &entry{place: p, data: b})
 		}
 		return nil
 	})
 	return list, err
+}
+
+// versionOf returns one version of the secret at p, or nil.
+func versionOf(r store.Reader, p place, version uint32) (*entry, error) {
+	p.version = version
+	b, err := r.Get(p.key(kindData))
+	if b == nil || err != nil {
+		return nil, err
+	}
+	return &entry{place: p, data: b}, nil
+}
+
+// loadValues reads the values' records.
+func loadValues(r store.Reader, list []*entry) error {
+	if err := fetchValues(r, list); err != nil {
+		return err
+	}
+	for _, en := range list {
+		if err := en.loadValue(r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // loadValue reads the value's record.
@@ -296,8 +349,8 @@ type ciphertext struct {
 }
 
 // parse takes the entry apart.
-func (en entry) parse() (*ciphertext, error) {
-	c := &ciphertext{entry: en}
+func (en *entry) parse() (*ciphertext, error) {
+	c := &ciphertext{entry: *en}
 	c.data, c.value = bytes.Clone(en.data), bytes.Clone(en.value)
 	f, err := envelope.DecodeSealed(kindData, c.data, 2)
 	if err != nil {
@@ -316,7 +369,7 @@ func (en entry) parse() (*ciphertext, error) {
 	return c, nil
 }
 
-func parseAll(list []entry) ([]*ciphertext, error) {
+func parseAll(list []*entry) ([]*ciphertext, error) {
 	out := make([]*ciphertext, len(list))
 	for i, en := range list {
 		c, err := en.parse()
@@ -448,11 +501,14 @@ func (s *Session) CreateApp(ctx context.Context, slug string) error {
 		return err
 	}
 	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		if err := fetch(r, one(accountKey), one(appKeyOf(slug))); err != nil {
+			return nil, err
+		}
 		acc, err := s.account(r)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := readApp(r, slug); !errors.Is(err, ErrNotFound) {
+		if a, err := lookupApp(r, slug); a != nil || err != nil {
 			return nil, orExists(err, "app "+slug)
 		}
 		kek.Do(func() { _, err = s.addApp(&b, acc, Ref{slug, names.DefaultEnv}) })
@@ -479,7 +535,7 @@ func (s *Session) addApp(b *store.Batch, acc *account, ref Ref) (*env, error) {
 
 // addEnv makes an env. Call it inside kek.Do.
 func (s *Session) addEnv(b *store.Batch, acc *account, a *app, slug string) (*env, error) {
-	e := &env{app: a, slug: slug, id: newID(), generations: s.first()}
+	e := &env{app: a, slug: slug, id: newID(), generations: s.first(), fresh: true}
 	return e, s.putEnv(b, acc, e)
 }
 
@@ -491,6 +547,9 @@ func (s *Session) CreateEnv(ctx context.Context, ref Ref) error {
 		return err
 	}
 	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		if err := s.fetchEnv(r, ref); err != nil {
+			return nil, err
+		}
 		acc, err := s.account(r)
 		if err != nil {
 			return nil, err
@@ -499,7 +558,7 @@ func (s *Session) CreateEnv(ctx context.Context, ref Ref) error {
 		if err != nil {
 			return nil, err
 		}
-		if _, err := readEnv(r, ref); !errors.Is(err, ErrNotFound) {
+		if e, err := lookupEnv(r, a, ref.Env); e != nil || err != nil {
 			return nil, orExists(err, "env "+ref.String())
 		}
 		kek.Do(func() { _, err = s.addEnv(&b, acc, a, ref.Env) })
@@ -510,7 +569,13 @@ func (s *Session) CreateEnv(ctx context.Context, ref Ref) error {
 // DeleteApp deletes an app with its envs and all their secrets and versions. It
 // needs the account's key.
 func (s *Session) DeleteApp(ctx context.Context, slug string) error {
+	if err := checkSlug("app", slug); err != nil {
+		return err
+	}
 	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		if err := fetch(r, one(accountKey), one(appKeyOf(slug))); err != nil {
+			return nil, err
+		}
 		if _, err := s.account(r); err != nil {
 			return nil, err
 		}
@@ -526,12 +591,8 @@ func (s *Session) DeleteApp(ctx context.Context, slug string) error {
 			return nil, err
 		}
 		b.Delete(appKeyOf(slug))
-		for _, kind := range []byte{kindEnv, kindData, kindValue} {
-			if err := deleteAll(r, &b, append([]byte{kind}, a.id[:]...)); err != nil {
-				return nil, err
-			}
-		}
-		return b, nil
+		return b, deleteAll(r, &b, append([]byte{kindEnv}, a.id[:]...),
+			append([]byte{kindData}, a.id[:]...), append([]byte{kindValue}, a.id[:]...))
 	})
 }
 
@@ -551,20 +612,28 @@ func (s *Session) DeleteEnv(ctx context.Context, ref Ref) error {
 			return nil, err
 		}
 		b.Delete(envKeyOf(e.app.id, e.slug))
-		for _, kind := range []byte{kindData, kindValue} {
-			if err := deleteAll(r, &b, e.prefix(kind)); err != nil {
-				return nil, err
-			}
-		}
-		return b, nil
+		return b, deleteAll(r, &b, e.prefix(kindData), e.prefix(kindValue))
 	})
 }
 
-func deleteAll(r store.Reader, b *store.Batch, prefix []byte) error {
-	return r.Scan(prefix, func(key, _ []byte) error {
-		b.Delete(bytes.Clone(key))
-		return nil
-	})
+func deleteAll(r store.Reader, b *store.Batch, prefixes ...[]byte) error {
+	ranges := make([]store.Range, len(prefixes))
+	for i, p := range prefixes {
+		ranges[i] = allOf(p)
+	}
+	if err := fetch(r, ranges...); err != nil {
+		return err
+	}
+	for _, p := range prefixes {
+		err := r.Scan(p, func(key, _ []byte) error {
+			b.Delete(bytes.Clone(key))
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Apps lists the vault's apps.

@@ -144,7 +144,7 @@ func (v *Vault) Info(ctx context.Context) (Info, error) {
 		if err != nil {
 			return err
 		}
-		info.AccountID = acc.id.String()
+		info = Info{AccountID: acc.id.String()}
 		for _, e := range acc.epochs {
 			info.Epochs = append(info.Epochs, Change{e.number, e.at, e.reason.String()})
 		}
@@ -165,6 +165,9 @@ func (v *Vault) Apps(ctx context.Context) ([]App, error) {
 	list := []App{}
 	err := v.store.View(ctx, func(r store.Reader) error {
 		list = list[:0]
+		if err := fetch(r, one(accountKey), allOf([]byte{kindApp}), allOf([]byte{kindEnv})); err != nil {
+			return err
+		}
 		if _, err := readAccount(r); err != nil {
 			return err
 		}
@@ -201,25 +204,47 @@ func scanEnvs(r store.Reader, a *app, fn func(*env) error) error {
 	})
 }
 
-func readApp(r store.Reader, slug string) (*app, error) {
+// lookupApp returns nil when the app is not there.
+func lookupApp(r store.Reader, slug string) (*app, error) {
 	if err := checkSlug("app", slug); err != nil {
 		return nil, err
 	}
 	key := appKeyOf(slug)
 	b, err := r.Get(key)
-	if err != nil {
+	if b == nil || err != nil {
 		return nil, err
 	}
-	if b != nil {
-		return decodeApp(key, bytes.Clone(b))
+	return decodeApp(key, bytes.Clone(b))
+}
+
+// lookupEnv returns nil when the env is not there.
+func lookupEnv(r store.Reader, a *app, slug string) (*env, error) {
+	if err := checkSlug("env", slug); err != nil {
+		return nil, err
+	}
+	key := envKeyOf(a.id, slug)
+	b, err := r.Get(key)
+	if b == nil || err != nil {
+		return nil, err
+	}
+	return decodeEnv(a, key, bytes.Clone(b))
+}
+
+// readApp fails with ErrNotFound and near misses.
+func readApp(r store.Reader, slug string) (*app, error) {
+	a, err := lookupApp(r, slug)
+	if a != nil || err != nil {
+		return a, err
 	}
 	var have []string
-	if err := scanApps(r, func(a *app) error { have = append(have, a.slug); return nil }); err != nil {
+	err = scanApps(r, func(a *app) error { have = append(have, a.slug); return nil })
+	if err != nil && !errors.Is(err, store.ErrDenied) { // an API key for one app sees no others
 		return nil, err
 	}
 	return nil, notFound("app", slug, have, "ov app list", "ov app create "+slug)
 }
 
+// readEnv fails with ErrNotFound and near misses.
 func readEnv(r store.Reader, ref Ref) (*env, error) {
 	if err := ref.check(); err != nil {
 		return nil, err
@@ -228,16 +253,13 @@ func readEnv(r store.Reader, ref Ref) (*env, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := envKeyOf(a.id, ref.Env)
-	b, err := r.Get(key)
-	if err != nil {
-		return nil, err
-	}
-	if b != nil {
-		return decodeEnv(a, key, bytes.Clone(b))
+	e, err := lookupEnv(r, a, ref.Env)
+	if e != nil || err != nil {
+		return e, err
 	}
 	var have []string
-	if err := scanEnvs(r, a, func(e *env) error { have = append(have, e.slug); return nil }); err != nil {
+	err = scanEnvs(r, a, func(e *env) error { have = append(have, e.slug); return nil })
+	if err != nil && !errors.Is(err, store.ErrDenied) {
 		return nil, err
 	}
 	return nil, notFound("env", ref.String(), prefixed(ref.App+"/", have),
@@ -329,14 +351,7 @@ func (a *account) unlock(ctx context.Context, password *kek.Locked) (*kek.Locked
 // ErrUnknownKey or ErrDeadKey.
 func (v *Vault) UnlockKey(ctx context.Context, key *kek.Locked) (*Session, error) {
 	s := &Session{vault: v, key: key}
-	err := v.store.View(ctx, func(r store.Reader) error {
-		acc, err := readAccount(r)
-		if err != nil {
-			return err
-		}
-		return s.identify(r, acc)
-	})
-	if err != nil {
+	if err := v.store.View(ctx, s.identify); err != nil {
 		key.Destroy()
 		return nil, err
 	}
@@ -344,7 +359,7 @@ func (v *Vault) UnlockKey(ctx context.Context, key *kek.Locked) (*Session, error
 }
 
 // identify finds out from the register what the session's key opens.
-func (s *Session) identify(r store.Reader, acc *account) error {
+func (s *Session) identify(r store.Reader) error {
 	if len(s.key.Bytes()) != kek.KeySize {
 		return hint.Errorf("make one with: ov auth derive-machine-key --out FILE",
 			"machine key of %d bytes instead of %d: %w", len(s.key.Bytes()), kek.KeySize, ErrUnknownKey)
@@ -357,7 +372,14 @@ func (s *Session) identify(r store.Reader, acc *account) error {
 		copy(macKey, kek.MACKey(s.key.Bytes()))
 	})
 	var entry *register
-	err := r.Scan(registerPrefix(fingerprint), func(key, b []byte) (err error) {
+	if err := fetch(r, one(accountKey), allOf(registerPrefix(fingerprint))); err != nil {
+		return err
+	}
+	acc, err := readAccount(r)
+	if err != nil {
+		return err
+	}
+	err = r.Scan(registerPrefix(fingerprint), func(key, b []byte) (err error) {
 		entry, err = decodeRegister(bytes.Clone(key), bytes.Clone(b))
 		return err
 	})
@@ -390,15 +412,19 @@ func (r *register) dead(rd store.Reader, acc *account) error {
 	if r.level == LevelAccount {
 		return nil
 	}
-	a, err := readApp(rd, r.scope.App)
-	if err == nil && a.id != r.appID {
-		err = ErrNotFound // made anew under the same slug
+	ranges := []store.Range{one(appKeyOf(r.scope.App))}
+	if r.level == LevelEnv {
+		ranges = append(ranges, one(envKeyOf(r.appID, r.scope.Env)))
 	}
-	if errors.Is(err, ErrNotFound) {
-		return deadKeyOf(what, LevelApp, r.scope.App)
+	if err := fetch(rd, ranges...); err != nil {
+		return err
 	}
+	a, err := lookupApp(rd, r.scope.App)
 	if err != nil {
 		return err
+	}
+	if a == nil || a.id != r.appID { // or made anew under the same slug
+		return deadKeyOf(what, LevelApp, r.scope.App)
 	}
 	if c, ok := since(a.generations, r.appGen); ok {
 		return deadKey(what, c)
@@ -406,15 +432,12 @@ func (r *register) dead(rd store.Reader, acc *account) error {
 	if r.level == LevelApp {
 		return nil
 	}
-	e, err := readEnv(rd, r.scope)
-	if err == nil && e.id != r.envID {
-		err = ErrNotFound
-	}
-	if errors.Is(err, ErrNotFound) {
-		return deadKeyOf(what, LevelEnv, r.scope.String())
-	}
+	e, err := lookupEnv(rd, a, r.scope.Env)
 	if err != nil {
 		return err
+	}
+	if e == nil || e.id != r.envID {
+		return deadKeyOf(what, LevelEnv, r.scope.String())
 	}
 	if c, ok := since(e.generations, r.envGen); ok {
 		return deadKey(what, c)
