@@ -4,16 +4,18 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sort"
 )
 
 // Memo is a Reader for a store that is far away: each range is asked for once,
-// and what a wider range has brought is not asked for again.
+// and what a wider range has brought is not asked for again. It is not safe for
+// use by many goroutines.
 type Memo struct {
 	fetch func([]Range) ([][]Record, error)
-	seen  map[string]Seen // by id of the range
-	order []string        // ids, as they were asked for
+	seen  []Seen
+	at    [Last + 1]map[string]int // by Take: where in seen the range with that key is
 }
 
 // Seen is a range and the records that were there, in the order of their keys.
@@ -23,27 +25,29 @@ type Seen struct {
 }
 
 // NewMemo returns a Reader that asks fetch for what it has not got. fetch returns
-// one list of records for each range, in the order of their keys.
+// one list of records for each range, of which Range.Check is true.
 func NewMemo(fetch func([]Range) ([][]Record, error)) *Memo {
-	return &Memo{fetch: fetch, seen: map[string]Seen{}}
+	m := &Memo{fetch: fetch}
+	for take := range m.at {
+		m.at[take] = map[string]int{}
+	}
+	return m
 }
 
 // Seen returns all that was read so far, in the order in which it was asked for.
-func (m *Memo) Seen() []Seen {
-	out := make([]Seen, len(m.order))
-	for i, id := range m.order {
-		out[i] = m.seen[id]
-	}
-	return out
-}
+// What was found within something else is not among it.
+func (m *Memo) Seen() []Seen { return m.seen }
 
 // Fetch implements Reader.
 func (m *Memo) Fetch(ranges ...Range) error {
 	var ask []Range
-	asked := map[string]bool{}
+	asked := [len(m.at)]map[string]bool{{}, {}, {}}
 	for _, r := range ranges {
-		if _, ok := m.find(r); !ok && !asked[r.id()] {
-			asked[r.id()] = true
+		if err := r.Check(nil); err != nil {
+			return err
+		}
+		if _, ok := m.find(r); !ok && !asked[r.Take][string(r.Key)] {
+			asked[r.Take][string(r.Key)] = true
 			ask = append(ask, Range{bytes.Clone(r.Key), r.Take})
 		}
 	}
@@ -58,11 +62,8 @@ func (m *Memo) Fetch(ranges ...Range) error {
 		return fmt.Errorf("%d answers to %d questions", len(got), len(ask))
 	}
 	for i, r := range ask {
-		if err := r.Check(got[i]); err != nil {
-			return err
-		}
-		m.seen[r.id()] = Seen{r, got[i]}
-		m.order = append(m.order, r.id())
+		m.at[r.Take][string(r.Key)] = len(m.seen)
+		m.seen = append(m.seen, Seen{r, got[i]})
 	}
 	return nil
 }
@@ -73,7 +74,7 @@ func (m *Memo) Get(key []byte) ([]byte, error) {
 	if len(list) == 0 {
 		return nil, err
 	}
-	return list[0].Value, err
+	return list[0].Value, nil
 }
 
 // Scan implements Reader.
@@ -96,7 +97,7 @@ func (m *Memo) Last(prefix []byte) (key, value []byte, err error) {
 	if len(list) == 0 {
 		return nil, nil, err
 	}
-	return list[0].Key, list[0].Value, err
+	return list[0].Key, list[0].Value, nil
 }
 
 func (m *Memo) read(r Range) ([]Record, error) {
@@ -106,22 +107,23 @@ func (m *Memo) read(r Range) ([]Record, error) {
 	if err := m.Fetch(r); err != nil {
 		return nil, err
 	}
-	return m.seen[r.id()].Records, nil
+	return m.seen[len(m.seen)-1].Records, nil
 }
 
 // find returns the range's records if they are known: by themselves, within all
 // of a shorter prefix, or as the last of one.
 func (m *Memo) find(r Range) ([]Record, bool) {
-	if s, ok := m.seen[r.id()]; ok {
-		return s.Records, true
+	if i, ok := m.at[r.Take][string(r.Key)]; ok {
+		return m.seen[i].Records, true
 	}
-	for n := 0; n <= len(r.Key); n++ {
-		if s, ok := m.seen[Range{r.Key[:n], All}.id()]; ok {
-			return r.of(s.Records), true
+	for n := range len(r.Key) + 1 {
+		if i, ok := m.at[All][string(r.Key[:n])]; ok {
+			return r.of(m.seen[i].Records), true
 		}
-		if s, ok := m.seen[Range{r.Key[:n], Last}.id()]; ok && r.Take == One &&
-			len(s.Records) == 1 && bytes.Equal(s.Records[0].Key, r.Key) {
-			return s.Records, true
+		if i, ok := m.at[Last][string(r.Key[:n])]; ok && r.Take == One {
+			if list := m.seen[i].Records; len(list) == 1 && bytes.Equal(list[0].Key, r.Key) {
+				return list, true
+			}
 		}
 	}
 	return nil, false
@@ -144,10 +146,8 @@ func (r Range) of(list []Record) []Record {
 	return list[from:to:to]
 }
 
-func (r Range) id() string { return string(append([]byte{byte(r.Take)}, r.Key...)) }
-
-// Check refuses records that are not of the range, not in the order of their
-// keys, out of bounds, or too many.
+// Check refuses a range that is none, and records that are not of the range, not
+// in the order of their keys, out of bounds, or too many.
 func (r Range) Check(list []Record) error {
 	if r.Take > Last || len(r.Key) > MaxKey || r.Take == One && len(r.Key) == 0 {
 		return fmt.Errorf("a range of kind %d with a key of %d bytes", r.Take, len(r.Key))
@@ -170,7 +170,7 @@ func (r Range) Check(list []Record) error {
 			return fmt.Errorf("a record of %d bytes, the bounds are 1 and %d", n, MaxValue)
 		}
 		if i > 0 && bytes.Compare(list[i-1].Key, rec.Key) >= 0 {
-			return fmt.Errorf("records that are not in the order of their keys")
+			return errors.New("records that are not in the order of their keys")
 		}
 	}
 	return nil
