@@ -36,7 +36,7 @@ type snapshot struct {
 	vouched int               // how many of these the last call has confirmed, or read
 	weight  int               // of the expects in a message, in bytes
 	size    int               // of all records, in bytes
-	err     error             // of the first read that failed
+	err     error             // of a read that failed, after which nothing counts
 }
 
 func (s *Store) snapshot(ctx context.Context) *snapshot {
@@ -52,9 +52,12 @@ func (s *Store) snapshot(ctx context.Context) *snapshot {
 				size += len(ranges[n].Key) + overhead
 				n++
 			}
-			var got [][]store.Record
-			if got, sn.err = sn.fetch(ranges[:n]); sn.err != nil {
-				return nil, sn.err
+			got, err := sn.fetch(ranges[:n])
+			if err != nil {
+				if !errors.Is(err, store.ErrDenied) { // which a reader may live with
+					sn.err = err
+				}
+				return nil, err
 			}
 			all, ranges = append(all, got...), ranges[n:]
 		}
