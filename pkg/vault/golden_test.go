@@ -199,8 +199,8 @@ func TestGolden(t *testing.T) {
 	}
 	dead := 0
 	for _, k := range g.MachineKeys {
-		want := MachineKey{hex.EncodeToString(k.Fingerprint), k.Level, k.App, k.Env, k.Label, k.Created, k.Why == "", k.Why}
-		if !slices.Contains(list, want) {
+		want := MachineKey{Fingerprint: hex.EncodeToString(k.Fingerprint), Level: k.Level, App: k.App, Env: k.Env, Label: k.Label, Created: k.Created, Valid: k.Why == "", Why: k.Why}
+		if !slices.ContainsFunc(list, func(k MachineKey) bool { k.Number = 0; return k == want }) {
 			t.Errorf("%+v is not in %+v", want, list)
 		}
 		ms, err := s.vault.UnlockKey(t.Context(), locked(t, k.Key))

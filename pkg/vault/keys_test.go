@@ -150,7 +150,7 @@ func TestMachineKeyRegister(t *testing.T) {
 		t.Error("a second key for the same scope has other bytes")
 	}
 	fingerprint := fmt.Sprintf("%x", kek.Fingerprint(f.env))
-	wantInfo := MachineKey{Fingerprint: fingerprint, Level: "env", App: "myapp", Env: "production", Label: "web-1 (Zürich)", Created: now, Valid: true}
+	wantInfo := MachineKey{Fingerprint: fingerprint, Number: 1, Level: "env", App: "myapp", Env: "production", Label: "web-1 (Zürich)", Created: now, Valid: true}
 	if info != wantInfo {
 		t.Errorf("got %+v, want %+v", info, wantInfo)
 	}
@@ -524,5 +524,80 @@ func TestChangePasswordTwice(t *testing.T) {
 	defer s.Destroy()
 	if err := reading(t, s, everywhere...); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRevokeMachineKey(t *testing.T) {
+	f, m := setup(t)
+	ctx := t.Context()
+	prints := map[string]string{}
+	for what, key := range map[string][]byte{"account": f.account, "app": f.app, "env": f.env, "foreign": f.foreign} {
+		prints[what] = fmt.Sprintf("%x", kek.Fingerprint(key))
+	}
+	sessions := map[string]*Session{"account": unlock(t, m, f.account), "app": unlock(t, m, f.app), "env": unlock(t, m, f.env)}
+	// A key takes back what it reaches: itself, and what is below it.
+	for who, may := range map[string][]string{
+		"account": {"account", "app", "env", "foreign"}, "app": {"app", "env"}, "env": {"env"},
+	} {
+		for what, print := range prints {
+			m.records = f.mem.clone().records
+			m.writes = 0
+			gone, err := sessions[who].RevokeMachineKey(ctx, print, nil)
+			if !slices.Contains(may, what) {
+				is(t, err, ErrScope, "the key is for "+who)
+				if m.writes > 0 || gone != nil {
+					t.Errorf("%s key took the %s key back", who, what)
+				}
+				continue
+			}
+			if err != nil || len(gone) != 1 || gone[0].Fingerprint != print || !gone[0].Valid || !strings.HasPrefix(gone[0].Label, "label of") {
+				t.Errorf("%s key takes the %s key back: %+v, %v", who, what, gone, err)
+			}
+			left, err := sessions[who].vault.MachineKeys(ctx)
+			if err != nil || len(left) != 3 || slices.ContainsFunc(left, func(k MachineKey) bool { return k.Fingerprint == print }) {
+				t.Errorf("left are %+v: %v", left, err)
+			}
+			for other, key := range map[string][]byte{"account": f.account, "app": f.app, "env": f.env, "foreign": f.foreign} {
+				err := open(t, m, key)
+				if (other == what) != errors.Is(err, ErrUnknownKey) || other != what && err != nil {
+					t.Errorf("without the %s key, the %s key: %v", what, other, err)
+				}
+			}
+		}
+	}
+	// One issue of many.
+	m.records = f.mem.clone().records
+	s := sessions["account"]
+	derived(t, s, prod)
+	derived(t, s, prod)
+	gone, err := s.RevokeMachineKey(ctx, prints["env"], ptr(1))
+	if err != nil || len(gone) != 1 || gone[0].Number != 1 || open(t, m, f.env) != nil {
+		t.Errorf("issue 1: %+v, %v", gone, err)
+	}
+	is(t, second(s.RevokeMachineKey(ctx, prints["env"], ptr(1))), ErrNotFound)
+	gone, err = s.RevokeMachineKey(ctx, prints["env"], nil)
+	if err != nil || len(gone) != 2 || gone[0].Number != 0 || gone[1].Number != 2 {
+		t.Errorf("the others: %+v, %v", gone, err)
+	}
+	is(t, open(t, m, f.env), ErrUnknownKey)
+	is(t, second(s.RevokeMachineKey(ctx, prints["env"], nil)), ErrNotFound, prints["env"])
+	for _, bad := range []string{"", "zz", prints["env"][1:], prints["env"] + "00"} {
+		is(t, second(s.RevokeMachineKey(ctx, bad, nil)), ErrInvalid)
+	}
+	// A dead key revokes nothing, an entry of a dead key can be revoked.
+	m.records = f.mem.clone().records
+	if err := s.RotateApp(ctx, "myapp"); err != nil {
+		t.Fatal(err)
+	}
+	is(t, second(sessions["app"].RevokeMachineKey(ctx, prints["env"], nil)), ErrDamaged)
+	gone, err = s.RevokeMachineKey(ctx, prints["env"], nil)
+	if err != nil || len(gone) != 1 || gone[0].Valid {
+		t.Errorf("a dead key: %+v, %v", gone, err)
+	}
+	if err := s.DeleteApp(ctx, "myapp"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = s.RevokeMachineKey(ctx, prints["app"], nil); err != nil {
+		t.Errorf("a key of a deleted app: %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opaquevault/ov/pkg/envelope"
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/store"
 )
@@ -17,7 +18,8 @@ import (
 // MachineKey describes an issued machine key.
 type MachineKey struct {
 	Fingerprint string    `json:"fingerprint"`
-	Level       string    `json:"level"` // account, app or env
+	Number      uint32    `json:"number"` // of the issue: one key may be issued many times
+	Level       string    `json:"level"`  // account, app or env
 	App         string    `json:"app,omitempty"`
 	Env         string    `json:"env,omitempty"`
 	Label       string    `json:"label,omitempty"`
@@ -29,6 +31,7 @@ type MachineKey struct {
 func (r *register) describe(dead error) MachineKey {
 	m := MachineKey{
 		Fingerprint: hex.EncodeToString(r.fingerprint),
+		Number:      r.number,
 		Level:       r.level.String(),
 		App:         r.scope.App,
 		Env:         r.scope.Env,
@@ -161,6 +164,91 @@ func (r *register) assignNumber(rd store.Reader) error {
 		}
 		return err
 	})
+}
+
+// RevokeMachineKey takes a machine key out of the register: all its issues, or the
+// one with that number. It returns them, oldest first. The session's key must
+// reach what the machine key opens; for one whose app or env was deleted it must
+// be the account's.
+//
+// No program of ours opens the vault with the machine key any more, and sessions
+// that it has opened end with the process. The key itself stays what it was:
+// whoever has its 32 bytes, and ciphertext, can decrypt that with a program of his
+// own. Only new keys stop that for what is written from then on: RotateApp,
+// Vault.RotateKey.
+func (s *Session) RevokeMachineKey(ctx context.Context, fingerprint string, number *uint32) ([]MachineKey, error) {
+	print, err := hex.DecodeString(fingerprint)
+	if err != nil || len(print) != kek.FingerprintSize {
+		return nil, fmt.Errorf("fingerprint %.80q, which has %d hexadecimal digits: %w", fingerprint, 2*kek.FingerprintSize, ErrInvalid)
+	}
+	var gone []MachineKey
+	err = s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+		gone = nil
+		if err := fetch(r, one(accountKey), allOf(registerPrefix(print))); err != nil {
+			return nil, err
+		}
+		acc, err := s.account(r)
+		if err != nil {
+			return nil, err
+		}
+		err = r.Scan(registerPrefix(print), func(key, record []byte) error {
+			entry, err := decodeRegister(bytes.Clone(key), bytes.Clone(record))
+			if err != nil {
+				return err
+			}
+			if number != nil && entry.number != *number {
+				return nil
+			}
+			if err := s.reaches(r, entry); err != nil {
+				return err
+			}
+			dead := entry.dead(r, acc)
+			if dead != nil && !errors.Is(dead, ErrDeadKey) {
+				return dead
+			}
+			gone = append(gone, entry.describe(dead))
+			b.Delete(entry.key())
+			return nil
+		})
+		if err == nil && len(gone) == 0 {
+			err = hint.Errorf("see what was issued: ov auth machine-keys", "machine key %x: %w", print, ErrNotFound)
+		}
+		return b, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return gone, nil
+}
+
+// reaches fails with ErrScope unless the session's key opens what the entry's
+// key does.
+func (s *Session) reaches(r store.Reader, entry *register) error {
+	if s.level == LevelAccount {
+		return nil
+	}
+	outside := fmt.Errorf("%w: the key is for %s %s, not for machine key %x of %s", ErrScope, s.level, s.scopeName(), entry.fingerprint, entry.level)
+	if entry.level == LevelAccount || entry.appID != s.appID || s.level == LevelEnv && (entry.level != LevelEnv || entry.envID != s.envID) {
+		return outside
+	}
+	a, err := lookupApp(r, entry.scope.App)
+	if err != nil {
+		return err
+	}
+	if a == nil || a.id != entry.appID {
+		return outside
+	}
+	var e *env
+	if entry.level == LevelEnv {
+		if e, err = lookupEnv(r, a, entry.scope.Env); err != nil {
+			return err
+		}
+		if e == nil || e.id != entry.envID {
+			return outside
+		}
+	}
+	kek.Do(func() { _, err = s.derive(a, e) }) // which a dead key does not
+	return err
 }
 
 // ChangePassword makes a new KEK under a new password and re-wraps every DEK, in

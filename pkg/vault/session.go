@@ -100,7 +100,7 @@ func (s *Session) account(r store.Reader) (*account, error) {
 	return acc, nil
 }
 
-// env reads the env, whose key the session must be able to derive.
+// env reads and checks the env, whose key the session must be able to derive.
 func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
 	if err := ref.check(); err != nil {
 		return nil, nil, err
@@ -131,6 +131,10 @@ func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
 		if c, ok := since(e.generations, s.envGen); ok {
 			return nil, nil, deadKey("the unlocked key", c)
 		}
+	}
+	kek.Do(func() { _, err = s.envKey(e) })
+	if err != nil {
+		return nil, nil, err
 	}
 	s.ids.Store(ref.App, e.app.id)
 	return acc, e, nil
@@ -606,10 +610,6 @@ func (s *Session) DeleteEnv(ctx context.Context, ref Ref) error {
 		}
 		if s.level == LevelEnv {
 			return nil, fmt.Errorf("%w: the key is for env %s", ErrScope, s.scopeName())
-		}
-		kek.Do(func() { _, err = s.envKey(e) }) // its id says what goes
-		if err != nil {
-			return nil, err
 		}
 		b.Delete(envKeyOf(e.app.id, e.slug))
 		return b, deleteAll(r, &b, e.prefix(kindData), e.prefix(kindValue))
