@@ -187,8 +187,11 @@ func unavailable(ctx context.Context, err error) bool {
 	return errors.Is(err, store.ErrUnavailable) && !errors.Is(ctx.Err(), context.Canceled)
 }
 
-// errPatience ends a View of a server that says nothing.
-var errPatience = errors.New("no answer")
+// impatient ends a View of a server that says nothing.
+type impatient struct{ text string }
+
+func (e *impatient) Error() string { return store.ErrUnavailable.Error() + ": " + e.text }
+func (e *impatient) Unwrap() error { return store.ErrUnavailable }
 
 // ask is View of the far store. With a patience it is cut short if nothing has
 // come for so long and the cache may have an answer. That something comes,
@@ -201,7 +204,7 @@ func (s *Store) ask(ctx context.Context, patience time.Duration, fn func(store.R
 	if patience > 0 {
 		timer := time.AfterFunc(patience, func() {
 			if files, _ := s.fresh(); len(files) > 0 {
-				cancel(errPatience)
+				cancel(&impatient{fmt.Sprintf("%s has not answered in %v", s.o.Server, patience)})
 			}
 		})
 		defer timer.Stop()
@@ -226,10 +229,11 @@ func (s *Store) ask(ctx context.Context, patience time.Duration, fn func(store.R
 		}
 		return err
 	})
-	if errors.Is(context.Cause(within), errPatience) {
+	var cause *impatient
+	if errors.As(context.Cause(within), &cause) {
 		cut = true
 		if err != nil && !errors.Is(err, store.ErrUnavailable) {
-			err = fmt.Errorf("%w: %s has not answered in %v", store.ErrUnavailable, s.o.Server, patience)
+			err = cause
 		}
 	}
 	switch {
@@ -560,7 +564,10 @@ func (s *Store) probe() {
 			_, err := r.Get(accountKey)
 			return err
 		})
-		if !errors.Is(err, store.ErrUnavailable) && ctx.Err() == nil {
+		switch {
+		case errors.Is(err, store.ErrUnavailable):
+			s.lost(err)
+		case ctx.Err() == nil:
 			s.found()
 		}
 		cancel()
