@@ -1,8 +1,9 @@
 // Package storetest is the conformance test of store.Store: every
-// implementation passes it, in one process and across many.
+// implementation passes it, in one process and across many. RunAccounts is that
+// of store.Accounts.
 //
 // A package that implements a store calls Main from its TestMain and Run from a
-// test.
+// test. RunOne is for storage that one process alone has.
 package storetest
 
 import (
@@ -155,19 +156,79 @@ func whole(ctx context.Context, s store.Store) (value int, err error) {
 // flood counts until it is killed.
 func flood(ctx context.Context, s store.Store, _ int) error { return count(ctx, s, 1<<30) }
 
+func setup(t *testing.T, fresh func(*testing.T) string, open Open) (store.Store, string) {
+	t.Helper()
+	address := fresh(t)
+	s, err := open(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, address
+}
+
 // Run is the conformance test. fresh makes an empty store and returns its
 // address.
 func Run(t *testing.T, fresh func(*testing.T) string, open Open) {
+	RunOne(t, fresh, open)
 	ctx := t.Context()
-	setup := func(t *testing.T) (store.Store, string) {
-		t.Helper()
-		address := fresh(t)
-		s, err := open(address)
-		if err != nil {
-			t.Fatal(err)
+
+	t.Run("processes", func(t *testing.T) {
+		s, address := setup(t, fresh, open)
+		put(t, s, set(0))
+		var all []*exec.Cmd
+		for _, role := range []string{"count", "count", "count", "count", "check", "check"} {
+			all = append(all, child(t, role, 25, address))
 		}
-		return s, address
-	}
+		for _, cmd := range all {
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+		}
+		if value, err := whole(ctx, s); value != 100 || err != nil {
+			t.Errorf("100 additions made %d: %v", value, err)
+		}
+	})
+
+	t.Run("killed", func(t *testing.T) {
+		s, address := setup(t, fresh, open)
+		put(t, s, set(0))
+		last := 0
+		for range 20 {
+			cmd := child(t, "flood", 0, address)
+			deadline := time.Now().Add(10 * time.Second)
+			for started := false; !started; { // it must be at work
+				value, err := whole(ctx, s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if started = value > last; !started && time.Now().After(deadline) {
+					_ = cmd.Process.Kill()
+					_ = cmd.Wait()
+					t.Fatal("a child wrote nothing for 10 s")
+				}
+			}
+			time.Sleep(time.Duration(rand.IntN(5000)) * time.Microsecond) //nolint:gosec // no secret
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait()
+			value, err := whole(ctx, s)
+			if err != nil || value < last {
+				t.Fatalf("after a kill the counter is %d, was %d: %v", value, last, err)
+			}
+			last = value
+			if err := count(ctx, s, 1); err != nil {
+				t.Fatal(err)
+			}
+			last++
+		}
+	})
+}
+
+// RunOne is Run without other processes.
+func RunOne(t *testing.T, fresh func(*testing.T) string, open Open) {
+	ctx := t.Context()
+	setup := func(t *testing.T) (store.Store, string) { t.Helper(); return setup(t, fresh, open) }
 	simple := func(name string, fn func(*testing.T, store.Store)) {
 		t.Run(name, func(t *testing.T) {
 			s, _ := setup(t)
@@ -414,58 +475,6 @@ func Run(t *testing.T, fresh func(*testing.T) string, open Open) {
 		wg.Wait()
 		if value, err := whole(ctx, s); value != 100 || err != nil {
 			t.Errorf("100 additions made %d: %v", value, err)
-		}
-	})
-
-	t.Run("processes", func(t *testing.T) {
-		s, address := setup(t)
-		put(t, s, set(0))
-		var all []*exec.Cmd
-		for _, role := range []string{"count", "count", "count", "count", "check", "check"} {
-			all = append(all, child(t, role, 25, address))
-		}
-		for _, cmd := range all {
-			if err := cmd.Wait(); err != nil {
-				t.Error(err)
-			}
-		}
-		if value, err := whole(ctx, s); value != 100 || err != nil {
-			t.Errorf("100 additions made %d: %v", value, err)
-		}
-	})
-
-	t.Run("killed", func(t *testing.T) {
-		s, address := setup(t)
-		put(t, s, set(0))
-		last := 0
-		for range 20 {
-			cmd := child(t, "flood", 0, address)
-			deadline := time.Now().Add(10 * time.Second)
-			for started := false; !started; { // it must be at work
-				value, err := whole(ctx, s)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if started = value > last; !started && time.Now().After(deadline) {
-					_ = cmd.Process.Kill()
-					_ = cmd.Wait()
-					t.Fatal("a child wrote nothing for 10 s")
-				}
-			}
-			time.Sleep(time.Duration(rand.IntN(5000)) * time.Microsecond) //nolint:gosec // no secret
-			if err := cmd.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			_ = cmd.Wait()
-			value, err := whole(ctx, s)
-			if err != nil || value < last {
-				t.Fatalf("after a kill the counter is %d, was %d: %v", value, last, err)
-			}
-			last = value
-			if err := count(ctx, s, 1); err != nil {
-				t.Fatal(err)
-			}
-			last++
 		}
 	})
 
