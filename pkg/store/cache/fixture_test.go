@@ -198,36 +198,7 @@ func (c *client) mustOpen(key []byte) *vault.Session {
 // refresh is what programs do after a Reveal.
 func (c *client) refresh(s *vault.Session) error {
 	return c.Refresh(context.Background(), func(ctx context.Context, app, env string) error {
-		return readEnv(ctx, c.Store, app, env)
-	})
-}
-
-// readEnv reads what vault.Session.Snapshot does.
-func readEnv(ctx context.Context, st store.Store, app, env string) error {
-	return st.View(ctx, func(r store.Reader) error {
-		if _, err := r.Get([]byte("A")); err != nil {
-			return err
-		}
-		a, err := r.Get([]byte("a" + app))
-		if err != nil {
-			return err
-		}
-		e, err := r.Get([]byte("e" + string(a[6:22]) + env))
-		if err != nil || e == nil {
-			return err
-		}
-		newest := map[string][]byte{}
-		err = r.Scan([]byte("d"+string(a[6:22])+string(e[6:22])), func(key, _ []byte) error {
-			key = bytes.Clone(key)
-			key[0] = 'v'
-			newest[string(key[:65])] = key
-			return nil
-		})
-		for _, key := range newest {
-			if _, err := r.Get(key); err != nil {
-				return err
-			}
-		}
+		_, err := s.Snapshot(ctx, vault.Ref{App: app, Env: env})
 		return err
 	})
 }
