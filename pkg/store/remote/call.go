@@ -3,6 +3,8 @@ package remote
 import (
 	"context"
 	"errors"
+	"net"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -20,12 +22,19 @@ type call struct {
 	context.Context
 	timer *time.Timer
 	until time.Time
+	held  time.Duration // what it is given besides when the connection proves to work
 }
 
-// moved says that so many bytes have come or gone.
-func (c *call) moved(n int) {
+// sent says that so many bytes have gone, and received that they have come.
+func (c *call) sent(n int) {
 	c.until = c.until.Add(time.Duration(n) * time.Second / slowest)
 	c.timer.Reset(time.Until(c.until))
+}
+
+func (c *call) received(n int) {
+	c.until = c.until.Add(c.held)
+	c.held = 0
+	c.sent(n)
 }
 
 // call calls fn, and again while the server is not available: with jitter, until
@@ -76,17 +85,60 @@ func (s *Store) once(ctx context.Context, start time.Time, fn func(*call) error)
 	}
 	trying, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	c := &call{Context: trying, until: time.Now().Add(s.stall)}
-	c.timer = time.AfterFunc(s.stall, func() { stop(errStall) })
+	on, patience := s.link.now(s.stall)
+	c := &call{Context: trying, until: time.Now().Add(patience), held: s.stall - patience}
+	c.timer = time.AfterFunc(patience, func() { stop(errStall) })
 	defer c.timer.Stop()
 	err = fn(c)
-	if err != nil && ctx.Err() == nil && errors.Is(context.Cause(trying), errStall) {
+	switch {
+	case err == nil:
+		s.link.worked()
+		return nil
+	case ctx.Err() != nil:
+		return s.ended(ctx, s.explain(err))
+	case errors.Is(context.Cause(trying), errStall):
+		_ = on.Close()
 		err = errStall
 	}
-	if err != nil && ctx.Err() != nil {
-		return s.ended(ctx, s.explain(err))
-	}
 	return s.explain(err)
+}
+
+// link is the connection beneath gRPC's, to tell one that died silently from a
+// server that takes its time: while a machine sleeps or changes its network, the
+// other end may forget, and nothing says so.
+type link struct {
+	mu   sync.Mutex
+	conn net.Conn
+	used time.Time // when it was last known to work, by the clock on the wall
+}
+
+const (
+	// A connection on which nothing has come for longer than fresh may be dead.
+	fresh = 10 * time.Second
+	// Then a call has so long, before it is made again on another connection.
+	staleStall = 3 * time.Second
+)
+
+func (l *link) set(c net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conn, l.used = c, time.Now().Round(0)
+}
+
+func (l *link) worked() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.used = time.Now().Round(0)
+}
+
+// now returns the connection, and how long to wait for an answer on it.
+func (l *link) now(stall time.Duration) (net.Conn, time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Now().Round(0).Sub(l.used) > fresh {
+		stall = min(stall, staleStall)
+	}
+	return l.conn, stall
 }
 
 // settle calls fn with a snapshot, and again with a newer one while the server

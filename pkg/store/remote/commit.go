@@ -48,7 +48,7 @@ func sendCommit(c *call, stream grpc.ClientStreamingClient[vaultv1.CommitRequest
 	m, size := &vaultv1.CommitRequest{Id: id}, 0
 	send := func() error {
 		err := stream.Send(m)
-		c.moved(size)
+		c.sent(size)
 		m, size = &vaultv1.CommitRequest{}, 0
 		return err
 	}

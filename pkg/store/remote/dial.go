@@ -71,8 +71,10 @@ func (s *Store) dial(ctx context.Context, host string) (net.Conn, error) {
 	c, err := d.DialContext(ctx, "tcp", host)
 	if err != nil {
 		s.failed(&dialError{err})
+		return nil, err
 	}
-	return c, err
+	s.link.set(c)
+	return c, nil
 }
 
 // handshake is TLS that says why it failed. gRPC would make a text of it, and

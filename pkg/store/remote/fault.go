@@ -113,6 +113,14 @@ func (s *Store) explain(err error) error {
 	return fmt.Errorf("%s: the server failed with %s: %q", s.url, st.Code(), text)
 }
 
+// issuer names who says to have signed the certificate.
+func issuer(err x509.UnknownAuthorityError) string {
+	if err.Cert == nil {
+		return "nobody"
+	}
+	return printable(err.Cert.Issuer.String())
+}
+
 func (s *Store) unavailable(why string) error {
 	return hint.Errorf("try again, or see whether ov-server runs there and whether this machine's network is up",
 		"%w: %s: %s", store.ErrUnavailable, s.url, why)
@@ -140,7 +148,7 @@ func (s *Store) untrusted(err error) error {
 	text := printable(err.Error())
 	switch {
 	case errors.As(err, &authority):
-		return hint.Errorf(login+s.url, "%s: %w: the server's certificate is not from the CA pinned at login: %s", s.url, ErrUntrusted, text)
+		return hint.Errorf(login+s.url, "%s: %w: the server's certificate is not from the CA pinned at login, but from %q", s.url, ErrUntrusted, issuer(authority))
 	case errors.As(err, &name):
 		return hint.Errorf("use a name that is in its certificate, or have one made for this name",
 			"%s: %w: the server's certificate is for another name: %s", s.url, ErrUntrusted, text)

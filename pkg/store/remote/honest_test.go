@@ -225,6 +225,9 @@ func (h *honest) Commit(stream grpc.ClientStreamingServer[vaultv1.CommitRequest,
 	if err != nil {
 		return err
 	}
+	if again {
+		h.count("again")
+	}
 	h.mu.Lock()
 	h.done[id] = true
 	h.mu.Unlock()

@@ -63,6 +63,8 @@ type Store struct {
 	bound    int           // of one snapshot, in bytes
 	retrying func(error)
 
+	link link
+
 	mu      sync.Mutex
 	waiting map[*func(error)]struct{} // to be told why no connection came about
 }

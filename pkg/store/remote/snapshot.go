@@ -184,7 +184,7 @@ func (sn *snapshot) scan(c *call, req *vaultv1.ReadRequest) ([][]store.Record, e
 				return nil, err
 			}
 		}
-		c.moved(sn.size - before)
+		c.received(sn.size - before)
 	}
 }
 
