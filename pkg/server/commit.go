@@ -39,13 +39,7 @@ func (s vaultService) Commit(ctx context.Context, stream *connect.ClientStream[v
 	}
 	deadline, _ := ctx.Deadline() // guard has set one
 	c.work(time.Until(deadline))
-	err = s.accounts.Store(c.account).Update(ctx, func(r store.Reader) (store.Batch, error) {
-		return m.batch(ctx, c, r, time.Now())
-	})
-	if errors.Is(err, errApplied) {
-		err = nil
-	}
-	if err != nil {
+	if err := m.write(ctx, c, s.accounts.Store(c.account)); err != nil {
 		return nil, s.storageError(ctx, err)
 	}
 	s.commits.add(c.account)
@@ -130,17 +124,66 @@ func hashOp(h io.Writer, op store.Op) {
 	_, _ = h.Write(op.Value)
 }
 
-// errApplied says that a commit has been written before.
-var errApplied = errors.New("written before")
+const (
+	// maxVerifyAlone bounds what a commit compares while other writers wait, in
+	// bytes. What is more is compared before, and holds if nothing was committed
+	// since.
+	maxVerifyAlone = 4 << 20
+	// maxTries bounds how often that is tried.
+	maxTries = 5
+)
+
+var (
+	errApplied = errors.New("written before")
+	errMuch    = errors.New("much to compare")
+)
+
+func (m *commit) write(ctx context.Context, c *call, account store.Store) error {
+	verified := uint64(0) // as of which commit what is expected is so; 0: none
+	for range maxTries {
+		err := account.Update(ctx, func(r store.Reader) (store.Batch, error) {
+			return m.batch(ctx, c, r, verified)
+		})
+		if errors.Is(err, errApplied) {
+			return nil
+		}
+		if !errors.Is(err, errMuch) {
+			return err
+		}
+		err = account.View(ctx, func(r store.Reader) (err error) {
+			if _, err := c.reach(r, nil, m.expect); err != nil {
+				return err
+			}
+			if verified, err = commits(r); err != nil {
+				return err
+			}
+			return verify(ctx, r, m.expect, maxVerify)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return changed()
+}
+
+// commits returns how many there were, and one.
+func commits(r store.Reader) (uint64, error) {
+	value, err := r.Get(commitCount)
+	if err != nil || len(value) != 8 {
+		return 1, err
+	}
+	return 1 + binary.BigEndian.Uint64(value), nil
+}
 
 // batch is what the commit writes, given what is there, or why it may not.
-func (m *commit) batch(ctx context.Context, c *call, r store.Reader, now time.Time) (store.Batch, error) {
-	own := keyOf(kindAPIKey, c.key.GetId())
+func (m *commit) batch(ctx context.Context, c *call, r store.Reader, verified uint64) (store.Batch, error) {
+	now := time.Now()
 	before := commitRanges(now, m.id)
-	if err := r.Fetch(append(before, store.Range{Key: own})...); err != nil {
+	own := keyOf(kindAPIKey, c.key.GetId())
+	if err := r.Fetch(append(before, store.Range{Key: own}, store.Range{Key: commitCount})...); err != nil {
 		return nil, err
 	}
-	// The API key may have been revoked by another server a moment ago.
+	// Another server may have revoked the API key a moment ago.
 	value, err := r.Get(own)
 	if err != nil {
 		return nil, err
@@ -155,16 +198,13 @@ func (m *commit) batch(ctx context.Context, c *call, r store.Reader, now time.Ti
 	if err := key.state(now); err != nil {
 		return nil, err
 	}
-	at, err := c.grant.in(r)
+	at, err := c.reach(r, nil, m.expect)
 	if err != nil {
-		return nil, err
-	}
-	if err := at.check(nil, m.expect); err != nil {
 		return nil, err
 	}
 	for _, op := range m.ops {
 		if !at.mayWrite(op) {
-			return nil, denied("the API key has the scope %s for %s, and may not write this", scopeName(at.grant.scope), at.grant)
+			return nil, denied("the API key has the scope %s for %s, and may not write this", scopeName(c.grant.scope), c.grant)
 		}
 	}
 	for _, rng := range before {
@@ -179,17 +219,24 @@ func (m *commit) batch(ctx context.Context, c *call, r store.Reader, now time.Ti
 			return nil, invalid("the id is of another commit")
 		}
 	}
-	if err := r.Fetch(allOf(nil, m.expect)...); err != nil {
+	count, err := commits(r)
+	if err != nil {
 		return nil, err
 	}
-	if err := verify(ctx, r, m.expect); err != nil {
-		return nil, err
+	if count != verified {
+		if err := r.Fetch(allOf(nil, m.expect)...); err != nil {
+			return nil, err
+		}
+		if err := verify(ctx, r, m.expect, maxVerifyAlone); err != nil {
+			return nil, err
+		}
 	}
 	if len(m.ops) == 0 {
 		return nil, nil
 	}
-	b := make(store.Batch, len(m.ops), len(m.ops)+1)
+	b := make(store.Batch, len(m.ops), len(m.ops)+2)
 	copy(b, m.ops)
 	b.Put(commitKey(dayOf(now), m.id), m.digest)
+	b.Put(commitCount, binary.BigEndian.AppendUint64(nil, count))
 	return b, nil
 }

@@ -74,6 +74,8 @@ func (s *Server) storageError(ctx context.Context, err error) error {
 		return nil
 	case errors.As(err, &already):
 		return already
+	case errors.Is(err, errMuch):
+		return tooLarge("more than %d bytes to compare with what is expected", maxVerify)
 	case errors.Is(ctx.Err(), context.Canceled):
 		return fail(connect.CodeCanceled, "", "the call was canceled")
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, context.DeadlineExceeded):

@@ -19,13 +19,13 @@ const (
 	livez  = "/livez"
 	readyz = "/readyz"
 
-	pingEvery   = time.Second
+	pingEvery   = 2 * time.Second
 	pingTimeout = 3 * time.Second
 )
 
 // health knows whether the server should be asked: not while it drains, and not
 // while its storage cannot be written. Whoever asks costs no look at the storage:
-// one is done a second, at most.
+// one is done every pingEvery, at most.
 type health struct {
 	accounts store.Accounts
 	draining atomic.Bool

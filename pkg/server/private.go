@@ -21,11 +21,15 @@ import (
 //	k ‖ key id (8)             → u8(1) ‖ hash (32) ‖ APIKey, in protobuf
 //	u ‖ key id (8)             → u64(time of the last use, in Unix seconds)
 //	c ‖ u32(day) ‖ commit (16) → SHA-256 of the commit's ops
+//	n                          → u64(how many commits there were)
 const (
 	kindAPIKey = 'k'
 	kindUsed   = 'u'
 	kindCommit = 'c'
 )
+
+// commitCount changes whenever something of a client's is written.
+var commitCount = []byte{0, 'n'}
 
 // private reports whether a record's key is the server's own.
 func private(key []byte) bool { return len(key) > 0 && key[0] == 0 }

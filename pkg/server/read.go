@@ -25,7 +25,7 @@ const (
 	maxExpects = 1 << 20
 	// maxVerify bounds the records that one call has compared with what it
 	// expects, in bytes: one may expect the same of many ranges, or of large ones.
-	maxVerify = 4 << 30
+	maxVerify = 1 << 30
 	// recordSize is what a record costs besides its key and value, in bytes.
 	recordSize = 16
 	// snapshotTimeout bounds how long Scan reads from the storage.
@@ -92,18 +92,14 @@ func tooLarge(format string, args ...any) error {
 func (s vaultService) read(ctx context.Context, q reading, begin func(), fn func(i int, key, value []byte) error) error {
 	c := callOf(ctx)
 	err := s.accounts.Store(c.account).View(ctx, func(r store.Reader) error {
-		at, err := c.grant.in(r)
-		if err != nil {
-			return err
-		}
-		if err := at.check(q.ranges, q.expect); err != nil {
+		if _, err := c.reach(r, q.ranges, q.expect); err != nil {
 			return err
 		}
 		if err := r.Fetch(allOf(q.ranges, q.expect)...); err != nil {
 			return err
 		}
 		begin()
-		if err := verify(ctx, r, q.expect); err != nil {
+		if err := verify(ctx, r, q.expect, maxVerify); err != nil {
 			return err
 		}
 		for i, rng := range q.ranges {
@@ -116,14 +112,19 @@ func (s vaultService) read(ctx context.Context, q reading, begin func(), fn func
 	return s.storageError(ctx, err)
 }
 
-// check refuses ranges that are not in reach.
-func (at *reach) check(ranges []store.Range, expects []expect) error {
-	for _, r := range allOf(ranges, expects) {
-		if !at.mayRead(r) {
-			return denied("the API key is for %s, and this is not of it", at.grant)
+// reach returns where the call's API key reaches, and refuses ranges that lie
+// beyond.
+func (c *call) reach(r store.Reader, ranges []store.Range, expects []expect) (reach, error) {
+	at, err := c.grant.in(r)
+	if err != nil {
+		return at, err
+	}
+	for _, rng := range allOf(ranges, expects) {
+		if !at.mayRead(rng) {
+			return at, denied("the API key is for %s, and this is not of it", c.grant)
 		}
 	}
-	return nil
+	return at, nil
 }
 
 func allOf(ranges []store.Range, expects []expect) []store.Range {
@@ -165,14 +166,13 @@ func readRange(ctx context.Context, r store.Reader, rng store.Range, fn func(key
 }
 
 // verify fails with ABORTED if something is not as it was when the client has
-// read it.
-func verify(ctx context.Context, r store.Reader, expects []expect) error {
-	left := int64(maxVerify)
+// read it, and with errMuch if there are more than so many bytes to compare.
+func verify(ctx context.Context, r store.Reader, expects []expect, most int64) error {
 	for _, e := range expects {
 		var d store.Digest
 		err := readRange(ctx, r, e.Range, func(key, value []byte) error {
-			if left -= int64(len(key) + len(value) + recordSize); left < 0 {
-				return tooLarge("more than %d bytes to compare", int64(maxVerify))
+			if most -= int64(len(key) + len(value) + recordSize); most < 0 {
+				return errMuch
 			}
 			d.Add(key, value)
 			return nil
@@ -180,11 +180,15 @@ func verify(ctx context.Context, r store.Reader, expects []expect) error {
 		if err != nil {
 			return err
 		}
-		if left -= recordSize; !bytes.Equal(d.Sum(), e.digest) {
-			return fail(connect.CodeAborted, ReasonChanged, "what was read is no longer so")
+		if most -= recordSize; !bytes.Equal(d.Sum(), e.digest) {
+			return changed()
 		}
 	}
 	return nil
+}
+
+func changed() error {
+	return fail(connect.CodeAborted, ReasonChanged, "what was read is no longer so")
 }
 
 func (s vaultService) Read(ctx context.Context, req *connect.Request[vaultv1.ReadRequest]) (*connect.Response[vaultv1.ReadResponse], error) {

@@ -159,9 +159,7 @@ func (at *reach) mayWrite(op store.Op) bool {
 			return at.env != nil && bytes.Equal(op.Key, at.envKey) && bytes.HasPrefix(op.Value, at.envHead)
 		}
 		return at.owns(op.Key) && len(op.Key) > 1+idSize
-	case kindData:
-		return at.owns(op.Key)
-	case kindValue:
+	case kindData, kindValue:
 		return at.owns(op.Key)
 	}
 	return false
