@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -176,7 +177,7 @@ func dashQuoted(value string) string {
 	return b.String()
 }
 
-// ansi is bash's $'…', in a UTF-8 locale.
+// ansi is bash's $'…', in a UTF-8 locale: what cannot be printed is in octal.
 func ansi(value []byte) string {
 	short := map[rune]string{'\a': `\a`, '\b': `\b`, '\t': `\t`, '\n': `\n`, '\v': `\v`, '\f': `\f`, '\r': `\r`, '\x1b': `\E`, '\\': `\\`, '\'': `\'`}
 	var b strings.Builder
@@ -186,8 +187,10 @@ func ansi(value []byte) string {
 			b.WriteString(short[r])
 		case r == utf8.RuneError:
 			fmt.Fprintf(&b, `\%03o`, value[i])
-		case r < 0x20 || r == 0x7f:
-			fmt.Fprintf(&b, `\%03o`, r)
+		case r < 0x20, r >= 0x7f && r < 0xa0, r == '\u2028', r == '\u2029':
+			for _, c := range []byte(string(r)) {
+				fmt.Fprintf(&b, `\%03o`, c)
+			}
 		default:
 			b.WriteRune(r)
 		}
@@ -222,9 +225,9 @@ func compile(secrets []secret) *known {
 		if s.shown {
 			continue
 		}
-		all := forms(s.value)
-		// A program that leaves out white space at the end has shown it all.
-		all = append(all, forms(bytes.TrimSpace(s.value))...)
+		// A program that leaves out the white space around it has shown it all.
+		inner := forms(trimmed(s.value))
+		all := append(forms(s.value), inner...)
 		k.forms[s.name] = all
 		for _, f := range all {
 			if strings.HasPrefix(f.name, "base64") || strings.HasPrefix(f.name, "hex") {
@@ -232,7 +235,7 @@ func compile(secrets []secret) *known {
 			}
 		}
 		k.order = append(k.order, s.name)
-		for _, f := range all {
+		for _, f := range inner {
 			for at := 0; at+piece <= len(f.text); at += piece {
 				k.pieces[maphash.Bytes(k.seed, f.text[at:at+piece])] = s.name + ", part of its form " + f.name
 			}
@@ -241,20 +244,25 @@ func compile(secrets []secret) *known {
 	return k
 }
 
+// trimmed is a value without the white space around it, or a byte order mark.
+func trimmed(value []byte) []byte {
+	return bytes.TrimFunc(value, func(r rune) bool { return unicode.IsSpace(r) || r == '\ufeff' })
+}
+
 // whole returns which secrets are in the text, and in which form, each once.
 func (k *known) whole(text []byte) (hits []string) {
-	bare := pack(text)
+	packed := pack(text)
 	for _, name := range k.order {
-		if found := k.formsOf(name, text, bare); found != nil {
+		if found := k.formsOf(name, text, packed); found != nil {
 			hits = append(hits, name+" in the form "+found[0])
 		}
 	}
 	return hits
 }
 
-// formsOf returns the listed forms of one secret that are in the text; bare is
-// the packed text.
-func (k *known) formsOf(name string, text, bare []byte) (found []string) {
+// formsOf returns the listed forms of one secret that are in the text; packed
+// is the packed text.
+func (k *known) formsOf(name string, text, packed []byte) (found []string) {
 	for _, f := range k.forms[name] {
 		if bytes.Contains(text, f.text) {
 			found = append(found, f.name)
@@ -262,7 +270,7 @@ func (k *known) formsOf(name string, text, bare []byte) (found []string) {
 	}
 	if found == nil {
 		for _, f := range k.packed[name] {
-			if bytes.Contains(bare, f.text) {
+			if bytes.Contains(packed, f.text) {
 				found = append(found, f.name)
 			}
 		}
@@ -374,6 +382,12 @@ func TestForms(t *testing.T) {
 	}
 	if !have[`'"'"'a'"''"'b'"'"`] {
 		t.Error("what dash: set prints of quotes in a row is not among the forms")
+	}
+	for _, f := range forms([]byte("a\u2028\u0085b'")) {
+		have[string(f.text)] = true
+	}
+	if !have[`a\342\200\250\302\205b\'`] {
+		t.Error("what bash's printf prints of what cannot be seen is not among the forms")
 	}
 	for _, f := range forms([]byte("a\"b$c`d\\")) {
 		have[string(f.text)] = true

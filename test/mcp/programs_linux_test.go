@@ -1,10 +1,12 @@
 package mcp
 
 import (
+	"bytes"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 )
 
@@ -21,24 +23,22 @@ const (
 func makeSecrets(r *rand.Rand) []secret {
 	var list []secret
 	add := func(name string, value []byte) { list = append(list, secret{name: name, value: value}) }
-	for _, n := range []int{6, 16, 40, 1024, 64 << 10} {
+	// Six hexadecimal digits stand somewhere in a dump of 64 KiB by chance.
+	for _, n := range []int{8, 16, 40, 1024, 64 << 10} {
 		add(fmt.Sprintf("HEX_%d", n), text(r, n, hexDigits))
 	}
 	for _, n := range []int{12, 44, 4096} {
 		add(fmt.Sprintf("BASE64_%d", n), text(r, n, base64set))
 	}
 	for _, n := range []int{6, 8, 20, 64, 500, 8 << 10, 60 << 10} {
-		add(fmt.Sprintf("PRINTABLE_%d", n), text(r, n, printable))
+		add(fmt.Sprintf("PRINTABLE_%d", n), worth(func() []byte { return text(r, n, printable) }))
 	}
 	add("AWKWARD_12", text(r, 12, awkward))
 	add("AWKWARD_60", text(r, 60, awkward))
 	for _, n := range []int{6, 24, 300} {
-		var b strings.Builder
-		for range n {
-			b.WriteRune([]rune("aZ5-éßλЖ中語😀🔑\u00a0")[r.IntN(13)])
-		}
-		add(fmt.Sprintf("UTF8_%d", n), []byte(b.String()))
+		add(fmt.Sprintf("UTF8_%d", n), worth(func() []byte { return wide(r, n) }))
 	}
+	add("PASTED", slices.Concat([]byte("\ufeff"), wide(r, 12), text(r, 8, alnum), []byte("\u00a0\u3000")))
 	add("DIGITS_9", text(r, 9, "0123456789"))
 	add("REPEATED", []byte(strings.Repeat(string(text(r, 2, alnum))+"-", 14)+"!"))
 	add("PASSPHRASE", []byte(fmt.Sprintf(" %s\t%s %s ", text(r, 7, alnum), text(r, 5, alnum), text(r, 9, alnum))))
@@ -65,6 +65,26 @@ func makeSecrets(r *rand.Rand) []secret {
 	add("OVERLAP_B", a[10:])
 	add("PREFIX", a[:9])
 	return list
+}
+
+// wide is random and of n characters, most of which are not ASCII.
+func wide(r *rand.Rand, n int) []byte {
+	var b strings.Builder
+	for range n {
+		b.WriteRune([]rune("aZ5-éßλЖ中語😀🔑\u00a0\u200b\u2028")[r.IntN(15)])
+	}
+	return []byte(b.String())
+}
+
+// worth draws until the value is worth masking: it has 6 bytes or more without
+// the white space around it, and is not of two characters.
+func worth(draw func() []byte) []byte {
+	for {
+		v := draw()
+		if b := trimmed(v); len(b) >= 6 && len(slices.Compact(slices.Sorted(slices.Values(b)))) > 2 {
+			return v
+		}
+	}
 }
 
 // A program shows a secret. In its arguments NAME stands for the variable that
@@ -101,6 +121,10 @@ func header(s secret) bool {
 	return oneLine(s) && len(s.value) <= 8<<10 && strings.TrimSpace(string(s.value)) == string(s.value)
 }
 
+// showsNoOther is for programs that show all of a secret but its end: PREFIX would
+// be in that.
+func showsNoOther(s secret) bool { return s.name != "OVERLAP_A" }
+
 func upTo(n int) func(secret) bool { return func(s secret) bool { return len(s.value) <= n } }
 
 // programs are those of the leak test; ORIGIN stands for a local HTTP server that
@@ -136,7 +160,10 @@ var programs = []program{
 	{name: "without its last newline", argv: bash(`x=$(printenv NAME); echo "$x"`)},
 	{name: "in another's name", argv: bash(`export COPY=$NAME; unset NAME; exec env`)},
 	{name: "in an argument", argv: bash(`exec sh -c 'tr "\0" "\n" </proc/$$/cmdline' x "$NAME"`)},
-	{name: "command not found", argv: bash(`"$NAME"`), needs: func(s secret) bool { return upTo(200)(s) && oneLine(s) && !strings.Contains(string(s.value), "/") }},
+	{name: "command not found", argv: bash(`"$NAME"`), needs: func(s secret) bool {
+		// A path is not looked for, and %1 is a job.
+		return upTo(200)(s) && oneLine(s) && !bytes.Contains(s.value, []byte("/")) && s.value[0] != '%'
+	}},
 	{name: "no such file", argv: bash(`cat -- "$NAME"`), needs: func(s secret) bool { return upTo(100)(s) }, other: "ls-style quoting"},
 	{name: "bad parameter", argv: bash(`: "${NOTHING:?$NAME}"`), other: "white space made one"},
 	{name: "arithmetic error", argv: bash(`: $((NAME+1))`), needs: func(s secret) bool { return upTo(100)(s) && !strings.Contains(string(s.value), "[") }, other: "an expression's rest"},
@@ -153,7 +180,7 @@ var programs = []program{
 	{name: "script (a terminal)", argv: sh(`script -qec 'printenv NAME' /dev/null </dev/null`), other: "its lines with CR LF"},
 	{name: "rev", argv: sh(`printf '%s\n' "$NAME" | rev`), other: "reversed"},
 	{name: "fold", argv: sh(`printf %s "$NAME" | fold -w 5`), other: "cut into pieces"},
-	{name: "head", argv: sh(`printf %s "$NAME" | head -c -3`), other: "all but its last 3 bytes"},
+	{name: "head", argv: sh(`printf %s "$NAME" | head -c -3`), other: "all but its last 3 bytes", needs: showsNoOther},
 	{name: "tail", argv: sh(`printf %s "$NAME" | tail -c +4`), other: "all but its first 3 bytes"},
 	{name: "a log's bound", argv: python(`print(("%s the token is %s and more" % ("x"*(990-len(v)//2), s))[:1000]+"...")`), other: "its beginning", needs: func(s secret) bool { return len(s.value) > 30 && upTo(1800)(s) }},
 	{name: "sed: spaced out", argv: sh(`printf %s "$NAME" | sed 's/./& /g'`), other: "cut into pieces"},
@@ -231,7 +258,7 @@ w=base64.b64encode(v)
 for k in range(1,len(w)//4,max(1,len(w)//60)):
     os.write(1,w[:k]); os.write(1,w[k:]+v)
 `)},
-	{name: "python, a false start", argv: python(`os.write(1,v[:-1]+v[:len(v)//2]+v+b' '+v[1:]+b' '+v)`), other: "all but a byte of it, and it"},
+	{name: "python, a false start", argv: python(`os.write(1,v[:-1]+v[:len(v)//2]+v+b' '+v[1:]+b' '+v)`), other: "all but a byte of it, and it", needs: showsNoOther},
 	{name: "python, in noise", argv: python(`
 import random; random.seed(7)
 n=bytes(random.randrange(256) for _ in range(4000))
