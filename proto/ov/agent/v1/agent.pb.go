@@ -202,7 +202,7 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 type StatusResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Unlocked      bool                   `protobuf:"varint,1,opt,name=unlocked,proto3" json:"unlocked,omitempty"`
-	Vault         string                 `protobuf:"bytes,2,opt,name=vault,proto3" json:"vault,omitempty"` // path of the vault file
+	Vault         string                 `protobuf:"bytes,2,opt,name=vault,proto3" json:"vault,omitempty"` // path of the vault file, or URL of the server
 	Level         string                 `protobuf:"bytes,3,opt,name=level,proto3" json:"level,omitempty"` // what the key opens: account, app, env
 	Scope         *Ref                   `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"`
 	Context       *Ref                   `protobuf:"bytes,5,opt,name=context,proto3" json:"context,omitempty"` // --app and --env of the agent's command line
@@ -215,6 +215,7 @@ type StatusResponse struct {
 	Memory        string                 `protobuf:"bytes,12,opt,name=memory,proto3" json:"memory,omitempty"` // where the key lies: memfd_secret or mlock
 	LockedBecause string                 `protobuf:"bytes,13,opt,name=locked_because,json=lockedBecause,proto3" json:"locked_because,omitempty"`
 	Requests      uint64                 `protobuf:"varint,14,opt,name=requests,proto3" json:"requests,omitempty"` // answered since the start
+	Server        *ServerState           `protobuf:"bytes,15,opt,name=server,proto3" json:"server,omitempty"`      // none when the vault is a file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -347,6 +348,74 @@ func (x *StatusResponse) GetRequests() uint64 {
 	return 0
 }
 
+func (x *StatusResponse) GetServer() *ServerState {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
+// ServerState is how it stands with the server that has the vault.
+type ServerState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AwaySinceUnix int64                  `protobuf:"varint,1,opt,name=away_since_unix,json=awaySinceUnix,proto3" json:"away_since_unix,omitempty"` // 0: it is there, or was not asked yet
+	AwayBecause   string                 `protobuf:"bytes,2,opt,name=away_because,json=awayBecause,proto3" json:"away_because,omitempty"`
+	AsOfUnix      int64                  `protobuf:"varint,3,opt,name=as_of_unix,json=asOfUnix,proto3" json:"as_of_unix,omitempty"` // while it is away: of when the last answer was; 0: there was none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerState) Reset() {
+	*x = ServerState{}
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerState) ProtoMessage() {}
+
+func (x *ServerState) ProtoReflect() protoreflect.Message {
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerState.ProtoReflect.Descriptor instead.
+func (*ServerState) Descriptor() ([]byte, []int) {
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ServerState) GetAwaySinceUnix() int64 {
+	if x != nil {
+		return x.AwaySinceUnix
+	}
+	return 0
+}
+
+func (x *ServerState) GetAwayBecause() string {
+	if x != nil {
+		return x.AwayBecause
+	}
+	return ""
+}
+
+func (x *ServerState) GetAsOfUnix() int64 {
+	if x != nil {
+		return x.AsOfUnix
+	}
+	return 0
+}
+
 type UnlockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sealed        []byte                 `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"` // the password or the machine key
@@ -357,7 +426,7 @@ type UnlockRequest struct {
 
 func (x *UnlockRequest) Reset() {
 	*x = UnlockRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +438,7 @@ func (x *UnlockRequest) String() string {
 func (*UnlockRequest) ProtoMessage() {}
 
 func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +451,7 @@ func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockRequest.ProtoReflect.Descriptor instead.
 func (*UnlockRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UnlockRequest) GetSealed() []byte {
@@ -407,7 +476,7 @@ type UnlockResponse struct {
 
 func (x *UnlockResponse) Reset() {
 	*x = UnlockResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -419,7 +488,7 @@ func (x *UnlockResponse) String() string {
 func (*UnlockResponse) ProtoMessage() {}
 
 func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -432,7 +501,7 @@ func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockResponse.ProtoReflect.Descriptor instead.
 func (*UnlockResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 type LockRequest struct {
@@ -443,7 +512,7 @@ type LockRequest struct {
 
 func (x *LockRequest) Reset() {
 	*x = LockRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +524,7 @@ func (x *LockRequest) String() string {
 func (*LockRequest) ProtoMessage() {}
 
 func (x *LockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +537,7 @@ func (x *LockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
 func (*LockRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 type LockResponse struct {
@@ -479,7 +548,7 @@ type LockResponse struct {
 
 func (x *LockResponse) Reset() {
 	*x = LockResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +560,7 @@ func (x *LockResponse) String() string {
 func (*LockResponse) ProtoMessage() {}
 
 func (x *LockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +573,7 @@ func (x *LockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockResponse.ProtoReflect.Descriptor instead.
 func (*LockResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 type StopRequest struct {
@@ -515,7 +584,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +596,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +609,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 type StopResponse struct {
@@ -551,7 +620,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +632,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +645,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 type ListAppsRequest struct {
@@ -587,7 +656,7 @@ type ListAppsRequest struct {
 
 func (x *ListAppsRequest) Reset() {
 	*x = ListAppsRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +668,7 @@ func (x *ListAppsRequest) String() string {
 func (*ListAppsRequest) ProtoMessage() {}
 
 func (x *ListAppsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +681,7 @@ func (x *ListAppsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAppsRequest.ProtoReflect.Descriptor instead.
 func (*ListAppsRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 type App struct {
@@ -626,7 +695,7 @@ type App struct {
 
 func (x *App) Reset() {
 	*x = App{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +707,7 @@ func (x *App) String() string {
 func (*App) ProtoMessage() {}
 
 func (x *App) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +720,7 @@ func (x *App) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use App.ProtoReflect.Descriptor instead.
 func (*App) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *App) GetApp() string {
@@ -684,7 +753,7 @@ type ListAppsResponse struct {
 
 func (x *ListAppsResponse) Reset() {
 	*x = ListAppsResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +765,7 @@ func (x *ListAppsResponse) String() string {
 func (*ListAppsResponse) ProtoMessage() {}
 
 func (x *ListAppsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +778,7 @@ func (x *ListAppsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAppsResponse.ProtoReflect.Descriptor instead.
 func (*ListAppsResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListAppsResponse) GetApps() []*App {
@@ -728,7 +797,7 @@ type CreateAppRequest struct {
 
 func (x *CreateAppRequest) Reset() {
 	*x = CreateAppRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +809,7 @@ func (x *CreateAppRequest) String() string {
 func (*CreateAppRequest) ProtoMessage() {}
 
 func (x *CreateAppRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +822,7 @@ func (x *CreateAppRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateAppRequest.ProtoReflect.Descriptor instead.
 func (*CreateAppRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateAppRequest) GetApp() string {
@@ -771,7 +840,7 @@ type CreateAppResponse struct {
 
 func (x *CreateAppResponse) Reset() {
 	*x = CreateAppResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +852,7 @@ func (x *CreateAppResponse) String() string {
 func (*CreateAppResponse) ProtoMessage() {}
 
 func (x *CreateAppResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +865,7 @@ func (x *CreateAppResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateAppResponse.ProtoReflect.Descriptor instead.
 func (*CreateAppResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 type DeleteAppRequest struct {
@@ -808,7 +877,7 @@ type DeleteAppRequest struct {
 
 func (x *DeleteAppRequest) Reset() {
 	*x = DeleteAppRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +889,7 @@ func (x *DeleteAppRequest) String() string {
 func (*DeleteAppRequest) ProtoMessage() {}
 
 func (x *DeleteAppRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +902,7 @@ func (x *DeleteAppRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAppRequest.ProtoReflect.Descriptor instead.
 func (*DeleteAppRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteAppRequest) GetApp() string {
@@ -851,7 +920,7 @@ type DeleteAppResponse struct {
 
 func (x *DeleteAppResponse) Reset() {
 	*x = DeleteAppResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +932,7 @@ func (x *DeleteAppResponse) String() string {
 func (*DeleteAppResponse) ProtoMessage() {}
 
 func (x *DeleteAppResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +945,7 @@ func (x *DeleteAppResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAppResponse.ProtoReflect.Descriptor instead.
 func (*DeleteAppResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type CreateEnvRequest struct {
@@ -888,7 +957,7 @@ type CreateEnvRequest struct {
 
 func (x *CreateEnvRequest) Reset() {
 	*x = CreateEnvRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +969,7 @@ func (x *CreateEnvRequest) String() string {
 func (*CreateEnvRequest) ProtoMessage() {}
 
 func (x *CreateEnvRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +982,7 @@ func (x *CreateEnvRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvRequest.ProtoReflect.Descriptor instead.
 func (*CreateEnvRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateEnvRequest) GetRef() *Ref {
@@ -931,7 +1000,7 @@ type CreateEnvResponse struct {
 
 func (x *CreateEnvResponse) Reset() {
 	*x = CreateEnvResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1012,7 @@ func (x *CreateEnvResponse) String() string {
 func (*CreateEnvResponse) ProtoMessage() {}
 
 func (x *CreateEnvResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1025,7 @@ func (x *CreateEnvResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvResponse.ProtoReflect.Descriptor instead.
 func (*CreateEnvResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type DeleteEnvRequest struct {
@@ -968,7 +1037,7 @@ type DeleteEnvRequest struct {
 
 func (x *DeleteEnvRequest) Reset() {
 	*x = DeleteEnvRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1049,7 @@ func (x *DeleteEnvRequest) String() string {
 func (*DeleteEnvRequest) ProtoMessage() {}
 
 func (x *DeleteEnvRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1062,7 @@ func (x *DeleteEnvRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnvRequest.ProtoReflect.Descriptor instead.
 func (*DeleteEnvRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteEnvRequest) GetRef() *Ref {
@@ -1011,7 +1080,7 @@ type DeleteEnvResponse struct {
 
 func (x *DeleteEnvResponse) Reset() {
 	*x = DeleteEnvResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1092,7 @@ func (x *DeleteEnvResponse) String() string {
 func (*DeleteEnvResponse) ProtoMessage() {}
 
 func (x *DeleteEnvResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1105,7 @@ func (x *DeleteEnvResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnvResponse.ProtoReflect.Descriptor instead.
 func (*DeleteEnvResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 type RevealRequest struct {
@@ -1052,7 +1121,7 @@ type RevealRequest struct {
 
 func (x *RevealRequest) Reset() {
 	*x = RevealRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1133,7 @@ func (x *RevealRequest) String() string {
 func (*RevealRequest) ProtoMessage() {}
 
 func (x *RevealRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1146,7 @@ func (x *RevealRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealRequest.ProtoReflect.Descriptor instead.
 func (*RevealRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevealRequest) GetRef() *Ref {
@@ -1128,7 +1197,7 @@ type SealedResponse struct {
 
 func (x *SealedResponse) Reset() {
 	*x = SealedResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1209,7 @@ func (x *SealedResponse) String() string {
 func (*SealedResponse) ProtoMessage() {}
 
 func (x *SealedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1222,7 @@ func (x *SealedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedResponse.ProtoReflect.Descriptor instead.
 func (*SealedResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SealedResponse) GetSealed() []byte {
@@ -1173,7 +1242,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1254,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1267,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListRequest) GetRef() *Ref {
@@ -1226,7 +1295,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1307,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1320,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HistoryRequest) GetRef() *Ref {
@@ -1293,7 +1362,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1374,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1387,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PutRequest) GetRef() *Ref {
@@ -1380,7 +1449,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1461,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1474,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteRequest) GetRef() *Ref {
@@ -1430,7 +1499,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1511,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1524,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type RollbackRequest struct {
@@ -1470,7 +1539,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1551,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1564,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RollbackRequest) GetRef() *Ref {
@@ -1537,7 +1606,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1618,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_ov_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_ov_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1631,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_ov_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Fault) GetKind() string {
@@ -1591,7 +1660,7 @@ const file_ov_agent_v1_agent_proto_rawDesc = "" +
 	"\rHelloResponse\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x01 \x01(\fR\tpublicKey\"\x0f\n" +
-	"\rStatusRequest\"\xc2\x03\n" +
+	"\rStatusRequest\"\xf4\x03\n" +
 	"\x0eStatusResponse\x12\x1a\n" +
 	"\bunlocked\x18\x01 \x01(\bR\bunlocked\x12\x14\n" +
 	"\x05vault\x18\x02 \x01(\tR\x05vault\x12\x14\n" +
@@ -1607,7 +1676,13 @@ const file_ov_agent_v1_agent_proto_rawDesc = "" +
 	"\x03pid\x18\v \x01(\rR\x03pid\x12\x16\n" +
 	"\x06memory\x18\f \x01(\tR\x06memory\x12%\n" +
 	"\x0elocked_because\x18\r \x01(\tR\rlockedBecause\x12\x1a\n" +
-	"\brequests\x18\x0e \x01(\x04R\brequests\"H\n" +
+	"\brequests\x18\x0e \x01(\x04R\brequests\x120\n" +
+	"\x06server\x18\x0f \x01(\v2\x18.ov.agent.v1.ServerStateR\x06server\"v\n" +
+	"\vServerState\x12&\n" +
+	"\x0faway_since_unix\x18\x01 \x01(\x03R\rawaySinceUnix\x12!\n" +
+	"\faway_because\x18\x02 \x01(\tR\vawayBecause\x12\x1c\n" +
+	"\n" +
+	"as_of_unix\x18\x03 \x01(\x03R\basOfUnix\"H\n" +
 	"\rUnlockRequest\x12\x16\n" +
 	"\x06sealed\x18\x01 \x01(\fR\x06sealed\x12\x1f\n" +
 	"\vmachine_key\x18\x02 \x01(\bR\n" +
@@ -1707,89 +1782,91 @@ func file_ov_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_ov_agent_v1_agent_proto_rawDescData
 }
 
-var file_ov_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_ov_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_ov_agent_v1_agent_proto_goTypes = []any{
 	(*Ref)(nil),               // 0: ov.agent.v1.Ref
 	(*HelloRequest)(nil),      // 1: ov.agent.v1.HelloRequest
 	(*HelloResponse)(nil),     // 2: ov.agent.v1.HelloResponse
 	(*StatusRequest)(nil),     // 3: ov.agent.v1.StatusRequest
 	(*StatusResponse)(nil),    // 4: ov.agent.v1.StatusResponse
-	(*UnlockRequest)(nil),     // 5: ov.agent.v1.UnlockRequest
-	(*UnlockResponse)(nil),    // 6: ov.agent.v1.UnlockResponse
-	(*LockRequest)(nil),       // 7: ov.agent.v1.LockRequest
-	(*LockResponse)(nil),      // 8: ov.agent.v1.LockResponse
-	(*StopRequest)(nil),       // 9: ov.agent.v1.StopRequest
-	(*StopResponse)(nil),      // 10: ov.agent.v1.StopResponse
-	(*ListAppsRequest)(nil),   // 11: ov.agent.v1.ListAppsRequest
-	(*App)(nil),               // 12: ov.agent.v1.App
-	(*ListAppsResponse)(nil),  // 13: ov.agent.v1.ListAppsResponse
-	(*CreateAppRequest)(nil),  // 14: ov.agent.v1.CreateAppRequest
-	(*CreateAppResponse)(nil), // 15: ov.agent.v1.CreateAppResponse
-	(*DeleteAppRequest)(nil),  // 16: ov.agent.v1.DeleteAppRequest
-	(*DeleteAppResponse)(nil), // 17: ov.agent.v1.DeleteAppResponse
-	(*CreateEnvRequest)(nil),  // 18: ov.agent.v1.CreateEnvRequest
-	(*CreateEnvResponse)(nil), // 19: ov.agent.v1.CreateEnvResponse
-	(*DeleteEnvRequest)(nil),  // 20: ov.agent.v1.DeleteEnvRequest
-	(*DeleteEnvResponse)(nil), // 21: ov.agent.v1.DeleteEnvResponse
-	(*RevealRequest)(nil),     // 22: ov.agent.v1.RevealRequest
-	(*SealedResponse)(nil),    // 23: ov.agent.v1.SealedResponse
-	(*ListRequest)(nil),       // 24: ov.agent.v1.ListRequest
-	(*HistoryRequest)(nil),    // 25: ov.agent.v1.HistoryRequest
-	(*PutRequest)(nil),        // 26: ov.agent.v1.PutRequest
-	(*DeleteRequest)(nil),     // 27: ov.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 28: ov.agent.v1.DeleteResponse
-	(*RollbackRequest)(nil),   // 29: ov.agent.v1.RollbackRequest
-	(*Fault)(nil),             // 30: ov.agent.v1.Fault
+	(*ServerState)(nil),       // 5: ov.agent.v1.ServerState
+	(*UnlockRequest)(nil),     // 6: ov.agent.v1.UnlockRequest
+	(*UnlockResponse)(nil),    // 7: ov.agent.v1.UnlockResponse
+	(*LockRequest)(nil),       // 8: ov.agent.v1.LockRequest
+	(*LockResponse)(nil),      // 9: ov.agent.v1.LockResponse
+	(*StopRequest)(nil),       // 10: ov.agent.v1.StopRequest
+	(*StopResponse)(nil),      // 11: ov.agent.v1.StopResponse
+	(*ListAppsRequest)(nil),   // 12: ov.agent.v1.ListAppsRequest
+	(*App)(nil),               // 13: ov.agent.v1.App
+	(*ListAppsResponse)(nil),  // 14: ov.agent.v1.ListAppsResponse
+	(*CreateAppRequest)(nil),  // 15: ov.agent.v1.CreateAppRequest
+	(*CreateAppResponse)(nil), // 16: ov.agent.v1.CreateAppResponse
+	(*DeleteAppRequest)(nil),  // 17: ov.agent.v1.DeleteAppRequest
+	(*DeleteAppResponse)(nil), // 18: ov.agent.v1.DeleteAppResponse
+	(*CreateEnvRequest)(nil),  // 19: ov.agent.v1.CreateEnvRequest
+	(*CreateEnvResponse)(nil), // 20: ov.agent.v1.CreateEnvResponse
+	(*DeleteEnvRequest)(nil),  // 21: ov.agent.v1.DeleteEnvRequest
+	(*DeleteEnvResponse)(nil), // 22: ov.agent.v1.DeleteEnvResponse
+	(*RevealRequest)(nil),     // 23: ov.agent.v1.RevealRequest
+	(*SealedResponse)(nil),    // 24: ov.agent.v1.SealedResponse
+	(*ListRequest)(nil),       // 25: ov.agent.v1.ListRequest
+	(*HistoryRequest)(nil),    // 26: ov.agent.v1.HistoryRequest
+	(*PutRequest)(nil),        // 27: ov.agent.v1.PutRequest
+	(*DeleteRequest)(nil),     // 28: ov.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 29: ov.agent.v1.DeleteResponse
+	(*RollbackRequest)(nil),   // 30: ov.agent.v1.RollbackRequest
+	(*Fault)(nil),             // 31: ov.agent.v1.Fault
 }
 var file_ov_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: ov.agent.v1.StatusResponse.scope:type_name -> ov.agent.v1.Ref
 	0,  // 1: ov.agent.v1.StatusResponse.context:type_name -> ov.agent.v1.Ref
-	12, // 2: ov.agent.v1.ListAppsResponse.apps:type_name -> ov.agent.v1.App
-	0,  // 3: ov.agent.v1.CreateEnvRequest.ref:type_name -> ov.agent.v1.Ref
-	0,  // 4: ov.agent.v1.DeleteEnvRequest.ref:type_name -> ov.agent.v1.Ref
-	0,  // 5: ov.agent.v1.RevealRequest.ref:type_name -> ov.agent.v1.Ref
-	0,  // 6: ov.agent.v1.ListRequest.ref:type_name -> ov.agent.v1.Ref
-	0,  // 7: ov.agent.v1.HistoryRequest.ref:type_name -> ov.agent.v1.Ref
-	0,  // 8: ov.agent.v1.PutRequest.ref:type_name -> ov.agent.v1.Ref
-	0,  // 9: ov.agent.v1.DeleteRequest.ref:type_name -> ov.agent.v1.Ref
-	0,  // 10: ov.agent.v1.RollbackRequest.ref:type_name -> ov.agent.v1.Ref
-	1,  // 11: ov.agent.v1.Agent.Hello:input_type -> ov.agent.v1.HelloRequest
-	3,  // 12: ov.agent.v1.Agent.Status:input_type -> ov.agent.v1.StatusRequest
-	5,  // 13: ov.agent.v1.Agent.Unlock:input_type -> ov.agent.v1.UnlockRequest
-	7,  // 14: ov.agent.v1.Agent.Lock:input_type -> ov.agent.v1.LockRequest
-	9,  // 15: ov.agent.v1.Agent.Stop:input_type -> ov.agent.v1.StopRequest
-	11, // 16: ov.agent.v1.Agent.ListApps:input_type -> ov.agent.v1.ListAppsRequest
-	14, // 17: ov.agent.v1.Agent.CreateApp:input_type -> ov.agent.v1.CreateAppRequest
-	16, // 18: ov.agent.v1.Agent.DeleteApp:input_type -> ov.agent.v1.DeleteAppRequest
-	18, // 19: ov.agent.v1.Agent.CreateEnv:input_type -> ov.agent.v1.CreateEnvRequest
-	20, // 20: ov.agent.v1.Agent.DeleteEnv:input_type -> ov.agent.v1.DeleteEnvRequest
-	22, // 21: ov.agent.v1.Agent.Reveal:input_type -> ov.agent.v1.RevealRequest
-	24, // 22: ov.agent.v1.Agent.List:input_type -> ov.agent.v1.ListRequest
-	25, // 23: ov.agent.v1.Agent.History:input_type -> ov.agent.v1.HistoryRequest
-	26, // 24: ov.agent.v1.Agent.Put:input_type -> ov.agent.v1.PutRequest
-	27, // 25: ov.agent.v1.Agent.Delete:input_type -> ov.agent.v1.DeleteRequest
-	29, // 26: ov.agent.v1.Agent.Rollback:input_type -> ov.agent.v1.RollbackRequest
-	2,  // 27: ov.agent.v1.Agent.Hello:output_type -> ov.agent.v1.HelloResponse
-	4,  // 28: ov.agent.v1.Agent.Status:output_type -> ov.agent.v1.StatusResponse
-	6,  // 29: ov.agent.v1.Agent.Unlock:output_type -> ov.agent.v1.UnlockResponse
-	8,  // 30: ov.agent.v1.Agent.Lock:output_type -> ov.agent.v1.LockResponse
-	10, // 31: ov.agent.v1.Agent.Stop:output_type -> ov.agent.v1.StopResponse
-	13, // 32: ov.agent.v1.Agent.ListApps:output_type -> ov.agent.v1.ListAppsResponse
-	15, // 33: ov.agent.v1.Agent.CreateApp:output_type -> ov.agent.v1.CreateAppResponse
-	17, // 34: ov.agent.v1.Agent.DeleteApp:output_type -> ov.agent.v1.DeleteAppResponse
-	19, // 35: ov.agent.v1.Agent.CreateEnv:output_type -> ov.agent.v1.CreateEnvResponse
-	21, // 36: ov.agent.v1.Agent.DeleteEnv:output_type -> ov.agent.v1.DeleteEnvResponse
-	23, // 37: ov.agent.v1.Agent.Reveal:output_type -> ov.agent.v1.SealedResponse
-	23, // 38: ov.agent.v1.Agent.List:output_type -> ov.agent.v1.SealedResponse
-	23, // 39: ov.agent.v1.Agent.History:output_type -> ov.agent.v1.SealedResponse
-	23, // 40: ov.agent.v1.Agent.Put:output_type -> ov.agent.v1.SealedResponse
-	28, // 41: ov.agent.v1.Agent.Delete:output_type -> ov.agent.v1.DeleteResponse
-	23, // 42: ov.agent.v1.Agent.Rollback:output_type -> ov.agent.v1.SealedResponse
-	27, // [27:43] is the sub-list for method output_type
-	11, // [11:27] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	5,  // 2: ov.agent.v1.StatusResponse.server:type_name -> ov.agent.v1.ServerState
+	13, // 3: ov.agent.v1.ListAppsResponse.apps:type_name -> ov.agent.v1.App
+	0,  // 4: ov.agent.v1.CreateEnvRequest.ref:type_name -> ov.agent.v1.Ref
+	0,  // 5: ov.agent.v1.DeleteEnvRequest.ref:type_name -> ov.agent.v1.Ref
+	0,  // 6: ov.agent.v1.RevealRequest.ref:type_name -> ov.agent.v1.Ref
+	0,  // 7: ov.agent.v1.ListRequest.ref:type_name -> ov.agent.v1.Ref
+	0,  // 8: ov.agent.v1.HistoryRequest.ref:type_name -> ov.agent.v1.Ref
+	0,  // 9: ov.agent.v1.PutRequest.ref:type_name -> ov.agent.v1.Ref
+	0,  // 10: ov.agent.v1.DeleteRequest.ref:type_name -> ov.agent.v1.Ref
+	0,  // 11: ov.agent.v1.RollbackRequest.ref:type_name -> ov.agent.v1.Ref
+	1,  // 12: ov.agent.v1.Agent.Hello:input_type -> ov.agent.v1.HelloRequest
+	3,  // 13: ov.agent.v1.Agent.Status:input_type -> ov.agent.v1.StatusRequest
+	6,  // 14: ov.agent.v1.Agent.Unlock:input_type -> ov.agent.v1.UnlockRequest
+	8,  // 15: ov.agent.v1.Agent.Lock:input_type -> ov.agent.v1.LockRequest
+	10, // 16: ov.agent.v1.Agent.Stop:input_type -> ov.agent.v1.StopRequest
+	12, // 17: ov.agent.v1.Agent.ListApps:input_type -> ov.agent.v1.ListAppsRequest
+	15, // 18: ov.agent.v1.Agent.CreateApp:input_type -> ov.agent.v1.CreateAppRequest
+	17, // 19: ov.agent.v1.Agent.DeleteApp:input_type -> ov.agent.v1.DeleteAppRequest
+	19, // 20: ov.agent.v1.Agent.CreateEnv:input_type -> ov.agent.v1.CreateEnvRequest
+	21, // 21: ov.agent.v1.Agent.DeleteEnv:input_type -> ov.agent.v1.DeleteEnvRequest
+	23, // 22: ov.agent.v1.Agent.Reveal:input_type -> ov.agent.v1.RevealRequest
+	25, // 23: ov.agent.v1.Agent.List:input_type -> ov.agent.v1.ListRequest
+	26, // 24: ov.agent.v1.Agent.History:input_type -> ov.agent.v1.HistoryRequest
+	27, // 25: ov.agent.v1.Agent.Put:input_type -> ov.agent.v1.PutRequest
+	28, // 26: ov.agent.v1.Agent.Delete:input_type -> ov.agent.v1.DeleteRequest
+	30, // 27: ov.agent.v1.Agent.Rollback:input_type -> ov.agent.v1.RollbackRequest
+	2,  // 28: ov.agent.v1.Agent.Hello:output_type -> ov.agent.v1.HelloResponse
+	4,  // 29: ov.agent.v1.Agent.Status:output_type -> ov.agent.v1.StatusResponse
+	7,  // 30: ov.agent.v1.Agent.Unlock:output_type -> ov.agent.v1.UnlockResponse
+	9,  // 31: ov.agent.v1.Agent.Lock:output_type -> ov.agent.v1.LockResponse
+	11, // 32: ov.agent.v1.Agent.Stop:output_type -> ov.agent.v1.StopResponse
+	14, // 33: ov.agent.v1.Agent.ListApps:output_type -> ov.agent.v1.ListAppsResponse
+	16, // 34: ov.agent.v1.Agent.CreateApp:output_type -> ov.agent.v1.CreateAppResponse
+	18, // 35: ov.agent.v1.Agent.DeleteApp:output_type -> ov.agent.v1.DeleteAppResponse
+	20, // 36: ov.agent.v1.Agent.CreateEnv:output_type -> ov.agent.v1.CreateEnvResponse
+	22, // 37: ov.agent.v1.Agent.DeleteEnv:output_type -> ov.agent.v1.DeleteEnvResponse
+	24, // 38: ov.agent.v1.Agent.Reveal:output_type -> ov.agent.v1.SealedResponse
+	24, // 39: ov.agent.v1.Agent.List:output_type -> ov.agent.v1.SealedResponse
+	24, // 40: ov.agent.v1.Agent.History:output_type -> ov.agent.v1.SealedResponse
+	24, // 41: ov.agent.v1.Agent.Put:output_type -> ov.agent.v1.SealedResponse
+	29, // 42: ov.agent.v1.Agent.Delete:output_type -> ov.agent.v1.DeleteResponse
+	24, // 43: ov.agent.v1.Agent.Rollback:output_type -> ov.agent.v1.SealedResponse
+	28, // [28:44] is the sub-list for method output_type
+	12, // [12:28] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_ov_agent_v1_agent_proto_init() }
@@ -1803,7 +1880,7 @@ func file_ov_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ov_agent_v1_agent_proto_rawDesc), len(file_ov_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
