@@ -397,14 +397,29 @@ func (s *Store) Refresh(ctx context.Context, snapshot func(ctx context.Context, 
 	s.mu.Unlock()
 	var errs []error
 	for name, v := range views {
-		if s.isAway() {
-			return errors.Join(errs...)
+		var err error
+		if s.isAway() || ctx.Err() != nil {
+			s.postpone(name, v)
+		} else if err = s.refresh(ctx, name, v, snapshot); unavailable(ctx, err) || ctx.Err() != nil {
+			s.postpone(name, v)
 		}
-		if err := s.refresh(ctx, name, v, snapshot); err != nil {
+		if err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// postpone leaves to the next Refresh what this one could not do.
+func (s *Store) postpone(name string, v view) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	newer, ok := s.views[name]
+	if ok && newer.app != "" {
+		newer.changed = newer.changed || v.changed
+		v = newer
+	}
+	s.views[name] = v
 }
 
 func (s *Store) refresh(ctx context.Context, name string, v view, snapshot func(ctx context.Context, app, env string) error) error {
@@ -443,7 +458,8 @@ func (s *Store) refresh(ctx context.Context, name string, v view, snapshot func(
 		return fmt.Errorf("cannot cache %s/%s: %w", v.app, v.env, err)
 	}
 	if rec.seen == nil {
-		return nil // the server is away since a moment ago
+		s.postpone(name, v) // the cache has answered: the server is away since a moment ago
+		return nil
 	}
 	err = s.dir.write(name, rec.seen, rec.at, s.now())
 	if errors.Is(err, errTooLarge) {
