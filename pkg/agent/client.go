@@ -94,6 +94,16 @@ type Status struct {
 	PID           uint32     `json:"pid"`
 	Version       string     `json:"version"`
 	Requests      uint64     `json:"requests"`
+	Server        *FarStatus `json:"server,omitempty"` // nil: the vault is a file
+}
+
+// FarStatus is how it stands with the server that has the agent's vault.
+type FarStatus struct {
+	// AwaySince is when the server was first found to be away, nil while it is
+	// there or was not asked yet.
+	AwaySince   *time.Time `json:"away_since,omitempty"`
+	AwayBecause string     `json:"away_because,omitempty"`
+	AsOf        *time.Time `json:"as_of,omitempty"` // of when the last answer was since then; nil: there was none
 }
 
 // Status asks how the agent is.
@@ -102,7 +112,12 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	if err != nil {
 		return Status{}, fromStatus(err)
 	}
+	var server *FarStatus
+	if far := r.Server; far != nil {
+		server = &FarStatus{unixTime(far.AwaySinceUnix), far.AwayBecause, unixTime(far.AsOfUnix)}
+	}
 	return Status{
+		Server:   server,
 		Unlocked: r.Unlocked, LockedBecause: r.LockedBecause, Vault: r.Vault, Level: r.Level,
 		Scope:   vault.Ref{App: r.GetScope().GetApp(), Env: r.GetScope().GetEnv()},
 		Context: vault.Ref{App: r.GetContext().GetApp(), Env: r.GetContext().GetEnv()},

@@ -48,6 +48,8 @@ var faults = []struct {
 	{"no-vault", store.ErrNoVault, codes.FailedPrecondition},
 	{"busy", store.ErrBusy, codes.Unavailable},
 	{"damaged-file", store.ErrDamaged, codes.DataLoss},
+	{"server-denied", store.ErrDenied, codes.PermissionDenied},
+	{"server-away", store.ErrUnavailable, codes.Unavailable},
 }
 
 // maxFault bounds the text of an error that crosses the socket, in bytes.

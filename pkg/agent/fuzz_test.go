@@ -51,14 +51,15 @@ func (m memoryReader) Scan(prefix []byte, fn func(key, value []byte) error) erro
 	return nil
 }
 
-func (m memoryReader) Seek(key []byte) (k, v []byte, err error) {
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		if k >= string(key) {
-			return []byte(k), m[k], nil
-		}
-	}
-	return nil, nil, nil
+func (m memoryReader) Last(prefix []byte) (key, value []byte, err error) {
+	err = m.Scan(prefix, func(k, v []byte) error {
+		key, value = k, v
+		return nil
+	})
+	return key, value, err
 }
+
+func (m memoryReader) Fetch(...store.Range) error { return nil }
 
 func (m *memory) View(_ context.Context, fn func(store.Reader) error) error {
 	m.mu.Lock()

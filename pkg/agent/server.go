@@ -49,6 +49,7 @@ const (
 type Server struct {
 	vault     *vault.Vault
 	vaultPath string
+	far       Far // nil: the vault is a file
 	context   vault.Ref
 	version   string
 	log       *slog.Logger
@@ -63,6 +64,7 @@ type Server struct {
 	requests atomic.Uint64
 	puts     *puts
 	sweep    *sweeper
+	keeper   *keeper
 
 	unlocking chan struct{} // holds one thing while an Argon2id runs
 
@@ -86,6 +88,7 @@ type held struct {
 type Config struct {
 	Vault     *vault.Vault
 	VaultPath string
+	Far       Far           // the vault's store if it is on a server, else nil
 	Context   vault.Ref     // where a request without an app and env goes
 	TTL       time.Duration // lock so long after the unlock; 0: never
 	Idle      time.Duration // lock so long after the last request; 0: never
@@ -97,10 +100,10 @@ type Config struct {
 // NewServer returns a locked server.
 func NewServer(c Config) *Server {
 	s := &Server{
-		vault: c.Vault, vaultPath: printable(c.VaultPath), context: c.Context, version: c.Version,
+		vault: c.Vault, vaultPath: printable(c.VaultPath), far: c.Far, context: c.Context, version: c.Version,
 		log: c.Log, trust: peer.OwnOrRoot(), inflight: peer.NewInflight(peer.Halving(maxRequests)), puts: newPuts(),
 		started: time.Now(), ttl: c.TTL, idle: c.Idle, stop: c.Stop,
-		sweep: newSweeper(), because: "nobody has unlocked it", unlocking: make(chan struct{}, 1),
+		sweep: newSweeper(), keeper: newKeeper(), because: "nobody has unlocked it", unlocking: make(chan struct{}, 1),
 		timeout: requestTimeout, admitWait: admitWait,
 	}
 	s.discarded = sync.NewCond(&s.mu)
@@ -194,6 +197,7 @@ func (s *Server) Lock(because string) {
 
 // forget locks. The caller holds mu, and there is a session.
 func (s *Server) forget(because string) {
+	s.keeper.stop()
 	s.discard(s.held)
 	s.held, s.because, s.unlocked = nil, because, time.Time{}
 }
@@ -258,8 +262,13 @@ func (s *Server) replaced(h *held, dead error) bool {
 	return other
 }
 
-// Run locks by the clock until ctx ends.
+// Run locks by the clock, and keeps what a server has said, until ctx ends.
 func (s *Server) Run(ctx context.Context) {
+	if s.far != nil {
+		var keeping sync.WaitGroup
+		defer keeping.Wait()
+		keeping.Go(func() { s.keep(ctx) })
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

@@ -48,6 +48,12 @@ func (s service) Status(context.Context, *agentv1.StatusRequest) (*agentv1.Statu
 		LockedBecause: s.why(),
 		Requests:      s.requests.Load(),
 	}
+	if s.far != nil {
+		st := s.far.State()
+		resp.Server = &agentv1.ServerState{
+			AwaySinceUnix: unixOf(st.Since), AwayBecause: printable(st.Why), AsOfUnix: unixOf(st.AsOf),
+		}
+	}
 	if resp.LockedBecause == "" {
 		level, scope := s.held.session.Scope()
 		resp.Unlocked = true
@@ -63,6 +69,13 @@ func (s service) Status(context.Context, *agentv1.StatusRequest) (*agentv1.Statu
 		}
 	}
 	return resp, nil
+}
+
+func unixOf(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
 }
 
 func (s service) Unlock(ctx context.Context, req *agentv1.UnlockRequest) (*agentv1.UnlockResponse, error) {
@@ -105,19 +118,19 @@ func (s service) ListApps(ctx context.Context, _ *agentv1.ListAppsRequest) (*age
 }
 
 func (s service) CreateApp(ctx context.Context, req *agentv1.CreateAppRequest) (*agentv1.CreateAppResponse, error) {
-	return &agentv1.CreateAppResponse{}, s.use(func(v *vault.Session) error { return v.CreateApp(ctx, req.App) })
+	return &agentv1.CreateAppResponse{}, s.useKept(func(v *vault.Session) error { return v.CreateApp(ctx, req.App) })
 }
 
 func (s service) DeleteApp(ctx context.Context, req *agentv1.DeleteAppRequest) (*agentv1.DeleteAppResponse, error) {
-	return &agentv1.DeleteAppResponse{}, s.use(func(v *vault.Session) error { return v.DeleteApp(ctx, req.App) })
+	return &agentv1.DeleteAppResponse{}, s.useKept(func(v *vault.Session) error { return v.DeleteApp(ctx, req.App) })
 }
 
 func (s service) CreateEnv(ctx context.Context, req *agentv1.CreateEnvRequest) (*agentv1.CreateEnvResponse, error) {
-	return &agentv1.CreateEnvResponse{}, s.use(func(v *vault.Session) error { return v.CreateEnv(ctx, s.ref(req.Ref)) })
+	return &agentv1.CreateEnvResponse{}, s.useKept(func(v *vault.Session) error { return v.CreateEnv(ctx, s.ref(req.Ref)) })
 }
 
 func (s service) DeleteEnv(ctx context.Context, req *agentv1.DeleteEnvRequest) (*agentv1.DeleteEnvResponse, error) {
-	return &agentv1.DeleteEnvResponse{}, s.use(func(v *vault.Session) error { return v.DeleteEnv(ctx, s.ref(req.Ref)) })
+	return &agentv1.DeleteEnvResponse{}, s.useKept(func(v *vault.Session) error { return v.DeleteEnv(ctx, s.ref(req.Ref)) })
 }
 
 func (s service) Reveal(ctx context.Context, req *agentv1.RevealRequest) (resp *agentv1.SealedResponse, err error) {
@@ -131,7 +144,7 @@ func (s service) Reveal(ctx context.Context, req *agentv1.RevealRequest) (resp *
 	} else if sel.Names == nil {
 		sel.Names = []string{} // none, which is not all
 	}
-	err = s.use(func(v *vault.Session) error {
+	err = s.useKept(func(v *vault.Session) error {
 		return v.Reveal(ctx, s.ref(req.Ref), sel, func(secrets []vault.Secret) (err error) {
 			fields := make([][]byte, 0, 3*len(secrets))
 			for _, secret := range secrets {
@@ -223,7 +236,7 @@ func (s service) Put(stream grpc.ClientStreamingServer[agentv1.PutRequest, agent
 		return err
 	}
 	var resp *agentv1.SealedResponse
-	err := s.use(func(v *vault.Session) error {
+	err := s.useKept(func(v *vault.Session) error {
 		results, err := v.Put(ctx, s.ref(first.Ref), puts, vault.PutOptions{
 			Existing: vault.Existing(first.Existing), DryRun: first.DryRun, Create: first.Create, Note: first.Note,
 		})
@@ -332,14 +345,14 @@ func receive(ctx context.Context, stream grpc.ClientStreamingServer[agentv1.PutR
 }
 
 func (s service) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv1.DeleteResponse, error) {
-	return &agentv1.DeleteResponse{}, s.use(func(v *vault.Session) error { return v.Delete(ctx, s.ref(req.Ref), req.Names) })
+	return &agentv1.DeleteResponse{}, s.useKept(func(v *vault.Session) error { return v.Delete(ctx, s.ref(req.Ref), req.Names) })
 }
 
 func (s service) Rollback(ctx context.Context, req *agentv1.RollbackRequest) (resp *agentv1.SealedResponse, err error) {
 	if err := checkPublic(req.PublicKey); err != nil {
 		return nil, err
 	}
-	err = s.use(func(v *vault.Session) error {
+	err = s.useKept(func(v *vault.Session) error {
 		res, err := v.Rollback(ctx, s.ref(req.Ref), req.Name, req.Version)
 		if err == nil {
 			resp, err = seal(req.PublicKey, agentv1.Agent_Rollback_FullMethodName, resultFields([]vault.PutResult{res})...)
