@@ -26,6 +26,9 @@ var (
 	ErrScope = errors.New("key does not open this")
 	// ErrDamaged is wrapped when a record is not what was written.
 	ErrDamaged = errors.New("record is damaged")
+	// ErrWithheld is wrapped when a store has less, or older, than an env's record
+	// says.
+	ErrWithheld = errors.New("records are missing or old")
 	// ErrClosed says that a session was used after Destroy.
 	ErrClosed = errors.New("session is closed")
 	// ErrInvalid is wrapped when a name, slug or value is out of bounds.

@@ -54,13 +54,13 @@ func fetchVersion(r store.Reader, places []place, version uint32) error {
 }
 
 // fetchValues asks for the values of entries of one env.
-func fetchValues(r store.Reader, list []*entry) error {
+func fetchValues(r store.Reader, list []*ciphertext) error {
 	if len(list) > fetchMany {
 		return fetch(r, allOf(list[0].env.prefix(kindValue)))
 	}
 	ranges := make([]store.Range, len(list))
-	for i, en := range list {
-		ranges[i] = one(en.key(kindValue))
+	for i, c := range list {
+		ranges[i] = one(c.key(kindValue))
 	}
 	return fetch(r, ranges...)
 }

@@ -16,7 +16,7 @@ import (
 
 // FuzzRecords decodes a record of any bytes under a key of any bytes, as the
 // kind that the key says, or what is inside of records: 'c' changes, 's' a
-// slot's parameters, 'm' metadata. With mend, the checksum of a record in the
+// slot's parameters, 't' an env's state, 'm' metadata. With mend, the checksum of a record in the
 // clear is right. What is accepted is encoded to the same bytes again.
 func FuzzRecords(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key, record []byte, mended bool) {
@@ -70,11 +70,16 @@ func FuzzRecords(f *testing.F) {
 			}
 			en := entry{place: p, data: record}
 			if key[0] == kindValue {
-				en.data, en.value = envelope.AppendFields([]byte{1, kindData}, nil, nil), record
+				en.data = envelope.AppendFields([]byte{1, kindData}, nil, nil)
 			}
 			var c *ciphertext
 			if c, err = en.parse(); err != nil {
 				break
+			}
+			if key[0] == kindValue {
+				if err = c.setValue(record); err != nil {
+					break
+				}
 			}
 			canonical = bytes.Equal(record, envelope.AppendFields([]byte{1, kindData}, c.dek, c.meta)) ||
 				bytes.Equal(record, envelope.AppendFields([]byte{1, kindValue}, c.sealed))
@@ -96,6 +101,11 @@ func FuzzRecords(f *testing.F) {
 				canonical = bytes.Equal(encodeArgon2id(p), record) && p.Time >= 3 && p.Memory >= 64<<10 && p.Threads >= 4
 			} else if p.Check() != nil {
 				err = envelope.ErrMalformed // decoded, and refused
+			}
+		case 't':
+			var st state
+			if st, err = decodeState(record); err == nil {
+				canonical = bytes.Equal(st.encode(), record) && st.counter > 0
 			}
 		case 'm':
 			name, nameErr := nameIn(record)

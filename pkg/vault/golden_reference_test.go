@@ -14,7 +14,12 @@ import (
 // The reference implementation finds in the golden vault what the vectors say,
 // and every value on the way.
 func TestGoldenByReference(t *testing.T) {
-	g := vault.ReadGolden(t)
+	for _, file := range vault.GoldenFiles {
+		t.Run(file, func(t *testing.T) { goldenByReference(t, vault.ReadGolden(t, file)) })
+	}
+}
+
+func goldenByReference(t *testing.T, g *vault.Golden) {
 	records := map[string][]byte{}
 	for _, r := range g.Records {
 		records[string(r.Key)] = r.Value
@@ -28,7 +33,10 @@ func TestGoldenByReference(t *testing.T) {
 		got.Slots = append(got.Slots, vault.GoldenSlot{SlotKey: k})
 	}
 	for _, k := range v.keys {
-		got.Keys = append(got.Keys, vault.GoldenKey{Level: k.level, App: k.app, Env: k.env, Key: k.key, MACKey: k.macKey, Fingerprint: k.print, IndexKey: k.idx})
+		got.Keys = append(got.Keys, vault.GoldenKey{Level: k.level, App: k.app, Env: k.env, Key: k.key, MACKey: k.macKey, Fingerprint: k.print, IndexKey: k.idx, SumKey: k.sums})
+	}
+	for _, s := range v.states {
+		got.States = append(got.States, vault.GoldenState{App: s.app, Env: s.env, Counter: s.counter, Secrets: s.secrets, Sum: s.sum})
 	}
 	for _, n := range v.names {
 		got.Names = append(got.Names, vault.GoldenName{App: n.app, Env: n.env, Name: n.name, Index: n.index})
@@ -71,7 +79,7 @@ func TestGoldenByReference(t *testing.T) {
 		}
 		t.Errorf("%s differ", name)
 	}
-	if len(g.Sealed) != 1+5+3*len(g.Secrets) || len(g.Keys) != 1+3+5 {
+	if len(g.Sealed) != 1+5+len(g.States)+3*len(g.Secrets) || len(g.Keys) != 1+3+5 {
 		t.Errorf("%d sealed fields and %d keys for %d secrets", len(g.Sealed), len(g.Keys), len(g.Secrets))
 	}
 	if _, err := readReference(g.Password+"x", records); err == nil {
@@ -100,8 +108,8 @@ func TestReference(t *testing.T) {
 			want += len(versions)
 		}
 	}
-	if n != want || len(v.issued) != 4 {
-		t.Errorf("%d versions of %d, %d machine keys", n, want, len(v.issued))
+	if n != want || len(v.issued) != 4 || len(v.states) != 4 {
+		t.Errorf("%d versions of %d, %d machine keys, %d states", n, want, len(v.issued), len(v.states))
 	}
 }
 

@@ -22,7 +22,11 @@ import (
 
 var update = flag.Bool("update", false, "write the golden vectors anew")
 
-const goldenFile = "testdata/golden/vault.json"
+// GoldenFiles are the golden vaults: what is written now, and what was written
+// before envs had states.
+var GoldenFiles = []string{"vault.json", "uncounted.json"}
+
+const goldenDir = "testdata/golden"
 
 // Hex is bytes that are hexadecimal in JSON.
 type Hex []byte
@@ -39,6 +43,7 @@ type Golden struct {
 	Slots       []GoldenSlot       `json:"slots"`
 	KEK         Hex                `json:"kek"`
 	Keys        []GoldenKey        `json:"keys"`
+	States      []GoldenState      `json:"states,omitempty"`
 	Names       []GoldenName       `json:"names"`
 	Secrets     []GoldenSecret     `json:"secrets"`
 	MachineKeys []GoldenMachineKey `json:"machine_keys"`
@@ -59,6 +64,14 @@ type (
 		MACKey      Hex    `json:"mac_key"`
 		Fingerprint Hex    `json:"fingerprint"`
 		IndexKey    Hex    `json:"index_key,omitempty"`
+		SumKey      Hex    `json:"sum_key,omitempty"`
+	}
+	GoldenState struct {
+		App     string `json:"app"`
+		Env     string `json:"env"`
+		Counter uint64 `json:"counter"`
+		Secrets uint32 `json:"secrets"`
+		Sum     Hex    `json:"sum"`
 	}
 	GoldenName struct {
 		App   string `json:"app"`
@@ -109,9 +122,9 @@ func (g *Golden) store() *memory {
 }
 
 // ReadGolden reads the golden vectors.
-func ReadGolden(t *testing.T) *Golden {
+func ReadGolden(t *testing.T, file string) *Golden {
 	t.Helper()
-	b, err := os.ReadFile(goldenFile)
+	b, err := os.ReadFile(filepath.Join(goldenDir, file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,16 +142,18 @@ func TestGolden(t *testing.T) {
 	if *update {
 		b, err := json.MarshalIndent(makeGolden(t), "", " ")
 		if err == nil {
-			err = os.MkdirAll(filepath.Dir(goldenFile), 0o755)
-		}
-		if err == nil {
-			err = os.WriteFile(goldenFile, append(b, '\n'), 0o644)
+			err = os.WriteFile(filepath.Join(goldenDir, GoldenFiles[0]), append(b, '\n'), 0o644)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	g := ReadGolden(t)
+	for _, file := range GoldenFiles {
+		t.Run(file, func(t *testing.T) { golden(t, ReadGolden(t, file)) })
+	}
+}
+
+func golden(t *testing.T, g *Golden) {
 	m := g.store()
 	s, err := New(m).Unlock(t.Context(), locked(t, []byte(g.Password)))
 	if err != nil {
@@ -304,7 +319,7 @@ func makeGolden(t *testing.T) *Golden {
 	must(err)
 	g.AccountID, g.Epoch = acc.id[:], acc.epoch()
 	level := func(level, app, env string, key []byte) GoldenKey {
-		return GoldenKey{level, app, env, bytes.Clone(key), kek.MACKey(key), kek.Fingerprint(key), nil}
+		return GoldenKey{level, app, env, bytes.Clone(key), kek.MACKey(key), kek.Fingerprint(key), nil, nil}
 	}
 	sealed := func(record []byte, field int, key, box, aad []byte) []byte {
 		t.Helper()
@@ -332,6 +347,11 @@ func makeGolden(t *testing.T) *Golden {
 			must(err)
 			k := level("env", a.slug, e.slug, envKey)
 			k.IndexKey = sealed(envKeyOf(a.id, e.slug), 2, envKey, e.indexKey, e.indexKeyAAD(acc.id))
+			st, err := decodeState(sealed(envKeyOf(a.id, e.slug), 3, envKey, e.sealedState, e.stateAAD(acc.id)))
+			must(err)
+			g.States = append(g.States, GoldenState{a.slug, e.slug, st.counter, st.secrets, st.sum[:]})
+			k.SumKey, err = sumKey(k.IndexKey)
+			must(err)
 			g.Keys = append(g.Keys, k)
 			return r.Scan(e.prefix(kindData), func(key, record []byte) error {
 				p, err := e.placeOf(acc.id, key)

@@ -33,6 +33,8 @@ const (
 const (
 	labelSlot     = "ov/v1/slot"
 	labelIndexKey = "ov/v1/index-key"
+	labelState    = "ov/v1/state"
+	labelSum      = "ov/v1/sum"
 	labelDEK      = "ov/v1/dek"
 	labelMeta     = "ov/v1/meta"
 	labelValue    = "ov/v1/value"
@@ -291,6 +293,8 @@ type env struct {
 	id          id
 	generations []change
 	indexKey    []byte // sealed under the env key
+	sealedState []byte // so too; nil in records from before it was kept
+	state       state  // once it is opened
 	fresh       bool   // made in this very step: nothing is in it
 	rec         *envelope.Clear
 }
@@ -304,13 +308,19 @@ func envKeyOf(app id, slug string) []byte {
 }
 
 func (e *env) encode(macKey []byte) []byte {
-	return envelope.EncodeClear(kindEnv, envKeyOf(e.app.id, e.slug), macKey,
-		e.id[:], encodeChanges(e.generations), e.indexKey)
+	fields := [][]byte{e.id[:], encodeChanges(e.generations), e.indexKey}
+	if e.sealedState != nil {
+		fields = append(fields, e.sealedState)
+	}
+	return envelope.EncodeClear(kindEnv, envKeyOf(e.app.id, e.slug), macKey, fields...)
 }
 
 func decodeEnv(a *app, key, b []byte) (*env, error) {
 	e := &env{app: a, slug: string(key[1+idSize:])}
-	rec, err := envelope.DecodeClear(kindEnv, key, b, 3)
+	rec, err := envelope.DecodeClear(kindEnv, key, b, -1)
+	if err == nil && len(rec.Fields) != 3 && len(rec.Fields) != 4 {
+		err = fmt.Errorf("%w: %d fields instead of 4", envelope.ErrMalformed, len(rec.Fields))
+	}
 	if err == nil {
 		e.rec = rec
 		e.id, err = parseID(rec.Fields[0])
@@ -325,6 +335,9 @@ func decodeEnv(a *app, key, b []byte) (*env, error) {
 		return nil, damaged("env "+e.ref().String(), err)
 	}
 	e.indexKey = rec.Fields[2]
+	if len(rec.Fields) == 4 {
+		e.sealedState = rec.Fields[3]
+	}
 	return e, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
 	"slices"
 	"time"
 
@@ -27,6 +28,7 @@ type refVault struct {
 	account  []byte
 	epoch    uint32
 	keys     []refKey
+	states   []refState
 	names    []refName
 	sealed   []refSealed
 	secrets  []refSecret
@@ -36,6 +38,14 @@ type refVault struct {
 type refKey struct {
 	level, app, env         string
 	key, macKey, print, idx []byte
+	sums                    []byte
+}
+
+type refState struct {
+	app, env string
+	counter  uint64
+	secrets  uint32
+	sum      []byte
 }
 
 type refName struct {
@@ -186,7 +196,7 @@ func after(changes []refChange, number uint32) string {
 }
 
 func withKey(level, app, env string, key []byte) refKey {
-	return refKey{level, app, env, key, hkdf256(key, 32, []byte("ov/v1/mac")), hkdf256(key, 8, []byte("ov/v1/key-id")), nil}
+	return refKey{level, app, env, key, hkdf256(key, 32, []byte("ov/v1/mac")), hkdf256(key, 8, []byte("ov/v1/key-id")), nil, nil}
 }
 
 // kind returns the store keys that start with prefix, in order.
@@ -303,9 +313,9 @@ func readReference(password string, records map[string][]byte) (*refVault, error
 
 func (v *refVault) readEnv(records map[string][]byte, app string, appKey, appID []byte, k string, generations map[string][]refChange, slugs map[string]string) error {
 	slug := k[17:]
-	rec, err := readClear(k, records[k], 3)
-	if err != nil {
-		return err
+	rec, err := readClear(k, records[k], -1)
+	if err != nil || len(rec.fields) != 3 && len(rec.fields) != 4 {
+		return errors.Join(err, errFormat)
 	}
 	id := rec.fields[0]
 	changes, err := readChanges(rec.fields[1])
@@ -328,7 +338,18 @@ func (v *refVault) readEnv(records map[string][]byte, app string, appKey, appID 
 	if key.idx, err = open(k, 2, key.key, rec.fields[2], bind("ov/v1/index-key", v.account, appID, id, generation)); err != nil {
 		return err
 	}
+	var state []byte
+	if len(rec.fields) == 4 {
+		if state, err = open(k, 3, key.key, rec.fields[3], bind("ov/v1/state", v.account, appID, id, generation)); err != nil {
+			return err
+		}
+		if len(state) != 8+4+32 {
+			return errFormat
+		}
+		key.sums = hkdf256(key.idx, 32, []byte("ov/v1/sum"))
+	}
 	v.keys = append(v.keys, key)
+	parts := map[string]*big.Int{} // by name index: the last one is the newest version's
 	for _, dk := range withPrefix(records, "d"+string(appID)+string(id)) {
 		if len(dk) != 1+16+16+32+4 {
 			return errFormat
@@ -363,9 +384,26 @@ func (v *refVault) readEnv(records map[string][]byte, app string, appKey, appID 
 		if !bytes.Equal(mac(key.idx, m[0]), index) {
 			return fmt.Errorf("%s is filed under another name", m[0])
 		}
+		if state != nil {
+			part := mac(key.sums, slices.Concat(index, version, d[1]))
+			parts[string(index)] = new(big.Int).SetBytes(part)
+		}
 		v.names = append(v.names, refName{app, slug, string(m[0]), index})
 		v.secrets = append(v.secrets, refSecret{app, slug, string(m[0]), binary.BigEndian.Uint32(version),
 			time.Unix(int64(binary.BigEndian.Uint64(m[1])), 0).UTC(), string(m[2]), plain})
 	}
+	if state == nil {
+		return nil
+	}
+	sum := new(big.Int)
+	for _, part := range parts {
+		sum.Add(sum, part)
+	}
+	sum.Mod(sum, new(big.Int).Lsh(big.NewInt(1), 256))
+	is := refState{app, slug, binary.BigEndian.Uint64(state), binary.BigEndian.Uint32(state[8:]), sum.FillBytes(make([]byte, 32))}
+	if is.counter == 0 || int(is.secrets) != len(parts) || !bytes.Equal(is.sum, state[12:]) {
+		return fmt.Errorf("env %s/%s: %d secrets with the sum %x do not make %x", app, slug, len(parts), is.sum, state)
+	}
+	v.states = append(v.states, is)
 	return nil
 }

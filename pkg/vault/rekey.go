@@ -18,8 +18,8 @@ import (
 // MachineKey describes an issued machine key.
 type MachineKey struct {
 	Fingerprint string    `json:"fingerprint"`
-	Number      uint32    `json:"number"` // of the issue: one key may be issued many times
-	Level       string    `json:"level"`  // account, app or env
+	Number      uint32    `json:"number,omitempty"` // of the issue, from 0: one key may be issued many times
+	Level       string    `json:"level"`            // account, app or env
 	App         string    `json:"app,omitempty"`
 	Env         string    `json:"env,omitempty"`
 	Label       string    `json:"label,omitempty"`
@@ -375,8 +375,26 @@ func rewrap(r store.Reader, b *store.Batch, acc *account, from, to *Session, a, 
 		if err != nil {
 			return err
 		}
+		if err := from.openState(acc, e); err != nil {
+			return err
+		}
+		if moved.state, err = from.check(acc, e, newestOnly(parsed)); err != nil {
+			return err
+		}
+		moved.state.counter++
 		return rewrapEnv(b, acc, from, to, e, &moved, parsed)
 	})
+}
+
+// newestOnly picks the newest version of each secret out of all, in key order.
+func newestOnly(list []*ciphertext) []*ciphertext {
+	var out []*ciphertext
+	for i, c := range list {
+		if i+1 == len(list) || list[i+1].index != c.index {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // rewrapEnv is rewrap for one env.
@@ -402,6 +420,7 @@ func rewrapEnv(b *store.Batch, acc *account, from, to *Session, e, moved *env, l
 			return
 		}
 		moved.indexKey = key.Seal(nil, k.indexKey, moved.indexKeyAAD(acc.id))
+		moved.setState(acc, key, moved.state)
 		b.Put(envKeyOf(moved.app.id, moved.slug), moved.encode(kek.MACKey(envKey)))
 		var dek [kek.KeySize]byte
 		defer clear(dek[:])

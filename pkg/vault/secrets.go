@@ -53,24 +53,20 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 		if acc, e, err = s.env(r, ref); err != nil {
 			return err
 		}
-		found, err := s.find(r, acc, e, sel)
-		if err != nil {
+		if list, err = s.find(r, acc, e, sel); err != nil {
 			return err
 		}
-		if err := loadValues(r, found); err != nil {
+		if err := loadValues(r, list); err != nil {
 			return err
+		}
+		if sel.Fits == nil {
+			return nil
 		}
 		size := 0
-		for i := range found {
-			size += max(0, len(found[i].value)-valueOverhead)
+		for _, c := range list {
+			size += max(0, len(c.value)-valueOverhead)
 		}
-		if sel.Fits != nil {
-			if err := sel.Fits(len(found), size); err != nil {
-				return err
-			}
-		}
-		list, err = parseAll(found)
-		return err
+		return sel.Fits(len(list), size)
 	})
 	if err != nil {
 		return err
@@ -105,10 +101,10 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 	return err
 }
 
-// find returns the selected entries, or a *MissingError.
-func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]*entry, error) {
+// find returns the selected secrets without their values, or a *MissingError.
+func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]*ciphertext, error) {
 	if sel.Names == nil {
-		return current(r, acc, e)
+		return s.whole(r, acc, e)
 	}
 	places, err := s.places(acc, e, sel.Names)
 	if err != nil {
@@ -147,12 +143,12 @@ func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]*ent
 	if len(absent) > 0 {
 		return nil, s.missing(r, acc, e, absent)
 	}
-	return list, nil
+	return parseAll(list)
 }
 
 // missing makes the error for names that are not there, with near misses.
 func (s *Session) missing(r store.Reader, acc *account, e *env, absent []string) error {
-	list, err := current(r, acc, e)
+	list, err := s.whole(r, acc, e)
 	if err != nil {
 		return err
 	}
@@ -173,18 +169,14 @@ func (s *Session) missing(r store.Reader, acc *account, e *env, absent []string)
 	return missing(e.ref(), absent, alike)
 }
 
-// describe decrypts the metadata of the entries, in their order.
-func (s *Session) describe(acc *account, e *env, list []*entry) ([]Version, error) {
-	parsed, err := parseAll(list)
-	if err != nil {
-		return nil, err
-	}
+// describe decrypts the metadata of the secrets, in their order.
+func (s *Session) describe(acc *account, e *env, list []*ciphertext) (out []Version, err error) {
 	kek.Do(func() {
 		var k keys
 		if k, err = s.keys(acc, e); err != nil {
 			return
 		}
-		for _, c := range parsed {
+		for _, c := range list {
 			if _, err = c.open(k); err != nil {
 				return
 			}
@@ -193,8 +185,8 @@ func (s *Session) describe(acc *account, e *env, list []*entry) ([]Version, erro
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Version, len(parsed))
-	for i, c := range parsed {
+	out = make([]Version, len(list))
+	for i, c := range list {
 		if err := c.describe(); err != nil {
 			return nil, err
 		}
@@ -212,7 +204,7 @@ func (s *Session) List(ctx context.Context, ref Ref) ([]Version, error) {
 		if err != nil {
 			return err
 		}
-		list, err := current(r, acc, e)
+		list, err := s.whole(r, acc, e)
 		if err != nil {
 			return err
 		}
@@ -245,7 +237,11 @@ func (s *Session) History(ctx context.Context, ref Ref, name string) ([]Version,
 		if len(list) == 0 {
 			return s.missing(r, acc, e, []string{name})
 		}
-		out, err = s.describe(acc, e, list)
+		parsed, err := parseAll(list)
+		if err != nil {
+			return err
+		}
+		out, err = s.describe(acc, e, parsed)
 		return err
 	})
 	if err != nil {
@@ -433,7 +429,7 @@ func candidates(r store.Reader, e *env, places []place, list []Put) ([]candidate
 			return nil, err
 		}
 	}
-	var there []*entry
+	var there []*ciphertext
 	for _, i := range inKeyOrder(places) {
 		c, put := &out[i], list[i]
 		var err error
@@ -446,22 +442,14 @@ func candidates(r store.Reader, e *env, places []place, list []Put) ([]candidate
 			return nil, hint.Errorf("look again: ov secret history "+put.Name,
 				"secret %s is at version %d, not %d: %w", put.Name, c.version(), *put.Replaces, ErrConflict)
 		}
-		if len(c.old) > 0 {
-			there = append(there, c.old[len(c.old)-1])
-		}
-	}
-	if err := loadValues(r, there); err != nil {
-		return nil, err
-	}
-	for i := range out {
-		if c := &out[i]; len(c.old) > 0 {
-			var err error
-			if c.newest, err = c.old[len(c.old)-1].parse(); err != nil {
+		if n := len(c.old); n > 0 {
+			if c.newest, err = c.old[n-1].parse(); err != nil {
 				return nil, err
 			}
+			there = append(there, c.newest)
 		}
 	}
-	return out, nil
+	return out, loadValues(r, there)
 }
 
 // inKeyOrder returns the order in which a store finds the places fastest.
@@ -529,6 +517,7 @@ func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, plac
 	}
 	results := make([]PutResult, len(list))
 	var fresh []*plaintext
+	var gone []*ciphertext
 	var clash []string
 	for i, put := range list {
 		c := &candidates[i]
@@ -543,6 +532,9 @@ func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, plac
 				return nil, err
 			}
 			fresh = append(fresh, p)
+			if c.newest != nil {
+				gone = append(gone, c.newest)
+			}
 		}
 		results[i] = res
 	}
@@ -550,10 +542,10 @@ func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, plac
 		return nil, hint.Errorf("choose with --overwrite or --skip-existing",
 			"%s in %s with another value: %w: %s", plural(len(clash), "secret"), e.ref(), ErrExists, abbreviated(clash))
 	}
-	if opt.DryRun {
+	if opt.DryRun || len(fresh) == 0 {
 		return results, nil
 	}
-	return results, s.sealAll(b, acc, e, fresh, opt.Progress)
+	return results, s.write(r, b, acc, e, gone, fresh, opt.Progress)
 }
 
 // nextVersion prepares a new version and drops the ones too old to keep.
@@ -571,30 +563,6 @@ func (s *Session) nextVersion(b *store.Batch, p place, old []*entry, m metadata,
 		old = old[1:]
 	}
 	return p.plaintext(m, value), nil
-}
-
-func (s *Session) sealAll(b *store.Batch, acc *account, e *env, list []*plaintext, progress func(int)) (err error) {
-	kek.Do(func() {
-		var k keys
-		if k, err = s.keys(acc, e); err != nil {
-			return
-		}
-		for i, p := range list {
-			if err = p.seal(k); err != nil {
-				return
-			}
-			if progress != nil && i%progressEvery == 0 {
-				progress(i)
-			}
-		}
-	})
-	if err != nil {
-		return err
-	}
-	for _, p := range list {
-		p.put(b)
-	}
-	return nil
 }
 
 // Delete deletes secrets with all their versions, all of them or none.
@@ -616,14 +584,26 @@ func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
 			return nil, err
 		}
 		var absent []string
+		var gone []*ciphertext
+		seen := map[nameIndex]bool{}
 		for i, p := range places {
+			if seen[p.index] {
+				continue
+			}
+			seen[p.index] = true
 			all, err := versions(r, p)
 			if err != nil {
 				return nil, err
 			}
 			if len(all) == 0 {
 				absent = append(absent, list[i])
+				continue
 			}
+			newest, err := all[len(all)-1].parse()
+			if err != nil {
+				return nil, err
+			}
+			gone = append(gone, newest)
 			for _, en := range all {
 				b.Delete(en.key(kindData))
 				b.Delete(en.key(kindValue))
@@ -632,7 +612,10 @@ func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
 		if len(absent) > 0 {
 			return nil, s.missing(r, acc, e, absent)
 		}
-		return b, nil
+		if len(gone) == 0 {
+			return nil, nil
+		}
+		return b, s.write(r, &b, acc, e, gone, nil, nil)
 	})
 }
 
@@ -648,28 +631,26 @@ func (s *Session) Rollback(ctx context.Context, ref Ref, name string, version ui
 			return nil, err
 		}
 		source := list[0]
-		if err := source.loadValue(r); err != nil {
-			return nil, err
-		}
 		all, err := versions(r, source.place)
 		if err != nil {
 			return nil, err
 		}
-		newest := all[len(all)-1].version
-		res = PutResult{Name: name, Outcome: Unchanged, Version: newest}
-		if version == 0 || version == newest {
+		newest, err := all[len(all)-1].parse()
+		if err != nil {
+			return nil, err
+		}
+		res = PutResult{Name: name, Outcome: Unchanged, Version: newest.version}
+		if source.version == newest.version {
 			return nil, nil
 		}
-		res.Outcome, res.Version = Updated, newest+1
-		c, err := source.parse()
-		if err != nil {
+		if err := loadValues(r, list); err != nil {
 			return nil, err
 		}
 		var value []byte
 		kek.Do(func() {
 			var k keys
 			if k, err = s.keys(acc, e); err == nil {
-				value, err = c.open(k)
+				value, err = source.open(k)
 			}
 		})
 		if err != nil {
@@ -680,7 +661,8 @@ func (s *Session) Rollback(ctx context.Context, ref Ref, name string, version ui
 		if err != nil {
 			return nil, err
 		}
-		return b, s.sealAll(&b, acc, e, []*plaintext{p}, nil)
+		res.Outcome, res.Version = Updated, p.version
+		return b, s.write(r, &b, acc, e, []*ciphertext{newest}, []*plaintext{p}, nil)
 	})
 	if err != nil {
 		return PutResult{}, err

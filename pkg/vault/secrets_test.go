@@ -518,7 +518,7 @@ func TestVersionsRunOut(t *testing.T) {
 		}
 		p := places[0]
 		p.version = 1<<32 - 1
-		return b, s.sealAll(&b, acc, e, []*plaintext{p.plaintext(metadata{"LAST", fixtureTime, "set"}, []byte("v"))}, nil)
+		return b, s.write(r, &b, acc, e, nil, []*plaintext{p.plaintext(metadata{"LAST", fixtureTime, "set"}, []byte("v"))}, nil)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -132,8 +132,7 @@ func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
 			return nil, nil, deadKey("the unlocked key", c)
 		}
 	}
-	kek.Do(func() { _, err = s.envKey(e) })
-	if err != nil {
+	if err := s.openState(acc, e); err != nil {
 		return nil, nil, err
 	}
 	s.ids.Store(ref.App, e.app.id)
@@ -206,17 +205,18 @@ func (s *Session) envKey(e *env) ([]byte, error) {
 // of small things slows it down. So loops over many secrets allocate before and
 // after, and only compute inside.
 type keys struct {
-	env      envelope.Key
-	index    hash.Hash // HMAC-SHA-256 under the index key
+	envKey   []byte
+	env      envelope.Key // envKey
 	indexKey []byte
+	index    hash.Hash // HMAC-SHA-256 under the index key
+	sums     hash.Hash // HMAC-SHA-256 for element
 }
 
 func (s *Session) keys(acc *account, e *env) (k keys, err error) {
-	envKey, err := s.envKey(e)
-	if err != nil {
+	if k.envKey, err = s.envKey(e); err != nil {
 		return k, err
 	}
-	if k.env, err = envelope.NewKey(envKey); err != nil {
+	if k.env, err = envelope.NewKey(k.envKey); err != nil {
 		return k, err
 	}
 	k.indexKey, err = k.env.Open(nil, e.indexKey, e.indexKeyAAD(acc.id))
@@ -261,8 +261,7 @@ func (s *Session) places(acc *account, e *env, list []string) (places []place, e
 // entry is one version of a secret as it lies in the store.
 type entry struct {
 	place
-	data  []byte // the wrapped DEK and the sealed metadata
-	value []byte // nil unless it was asked for
+	data []byte // the wrapped DEK and the sealed metadata
 }
 
 // versions returns the stored versions of the secret at p, oldest first.
@@ -313,28 +312,19 @@ func versionOf(r store.Reader, p place, version uint32) (*entry, error) {
 }
 
 // loadValues reads the values' records.
-func loadValues(r store.Reader, list []*entry) error {
+func loadValues(r store.Reader, list []*ciphertext) error {
 	if err := fetchValues(r, list); err != nil {
 		return err
 	}
-	for _, en := range list {
-		if err := en.loadValue(r); err != nil {
+	for _, c := range list {
+		b, err := r.Get(c.key(kindValue))
+		if err != nil {
+			return err
+		}
+		if err := c.setValue(bytes.Clone(b)); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// loadValue reads the value's record.
-func (en *entry) loadValue(r store.Reader) error {
-	b, err := r.Get(en.key(kindValue))
-	if err != nil {
-		return err
-	}
-	if b == nil {
-		return damaged(en.String(), fmt.Errorf("%w: its value is missing", envelope.ErrMalformed))
-	}
-	en.value = b
 	return nil
 }
 
@@ -346,6 +336,7 @@ const valueOverhead = 2 + 4 + envelope.Overhead
 // of the store's snapshot.
 type ciphertext struct {
 	entry
+	value                     []byte // the value's record; nil unless it was asked for
 	dek, meta, sealed         []byte
 	dekAAD, metaAAD, valueAAD []byte
 	plainMeta                 []byte // room for the metadata
@@ -355,7 +346,7 @@ type ciphertext struct {
 // parse takes the entry apart.
 func (en *entry) parse() (*ciphertext, error) {
 	c := &ciphertext{entry: *en}
-	c.data, c.value = bytes.Clone(en.data), bytes.Clone(en.value)
+	c.data = bytes.Clone(en.data)
 	f, err := envelope.DecodeSealed(kindData, c.data, 2)
 	if err != nil {
 		return nil, damaged(en.String(), err)
@@ -363,14 +354,20 @@ func (en *entry) parse() (*ciphertext, error) {
 	c.dek, c.meta = f[0], f[1]
 	c.dekAAD, c.metaAAD = en.dekAAD(en.env.generation()), en.aad(labelMeta)
 	c.plainMeta = make([]byte, 0, len(c.meta))
-	if en.value == nil {
-		return c, nil
-	}
-	if f, err = envelope.DecodeSealed(kindValue, c.value, 1); err != nil {
-		return nil, damaged(en.String(), err)
-	}
-	c.sealed, c.valueAAD = f[0], en.aad(labelValue)
 	return c, nil
+}
+
+// setValue takes the value's record apart.
+func (c *ciphertext) setValue(b []byte) error {
+	if b == nil {
+		return damaged(c.String(), fmt.Errorf("%w: its value is missing", envelope.ErrMalformed))
+	}
+	f, err := envelope.DecodeSealed(kindValue, b, 1)
+	if err != nil {
+		return damaged(c.String(), err)
+	}
+	c.value, c.sealed, c.valueAAD = b, f[0], c.aad(labelValue)
+	return nil
 }
 
 func parseAll(list []*entry) ([]*ciphertext, error) {
@@ -432,6 +429,7 @@ type plaintext struct {
 	meta, value               []byte
 	dekAAD, metaAAD, valueAAD []byte
 	data, sealed              []byte // the records, made by seal
+	sealedMeta                []byte // in data
 }
 
 func (p place) plaintext(m metadata, value []byte) *plaintext {
@@ -455,7 +453,9 @@ func (p *plaintext) seal(k keys) error {
 	}
 	p.data = envelope.BeginSealed(p.data, kindData)
 	p.data = envelope.AppendSealed(p.data, k.env, dek[:], p.dekAAD)
+	before := len(p.data) + 4
 	p.data = envelope.AppendSealed(p.data, key, p.meta, p.metaAAD)
+	p.sealedMeta = p.data[before:]
 	p.sealed = envelope.BeginSealed(p.sealed, kindValue)
 	p.sealed = envelope.AppendSealed(p.sealed, key, p.value, p.valueAAD)
 	return nil
@@ -485,17 +485,20 @@ func (s *Session) putEnv(b *store.Batch, acc *account, e *env) error {
 	if err != nil {
 		return err
 	}
-	key := kek.EnvKey(appKey, e.id[:], e.generation())
+	raw := kek.EnvKey(appKey, e.id[:], e.generation())
+	key, err := envelope.NewKey(raw)
+	if err != nil {
+		return err
+	}
 	var indexKey [kek.KeySize]byte
 	rand.Read(indexKey[:])
 	defer clear(indexKey[:])
-	if e.indexKey, err = envelope.Seal(key, indexKey[:], e.indexKeyAAD(acc.id)); err != nil {
-		return err
-	}
-	record := e.encode(kek.MACKey(key))
+	e.indexKey = key.Seal(nil, indexKey[:], e.indexKeyAAD(acc.id))
+	e.setState(acc, key, state{counter: 1})
+	record := e.encode(kek.MACKey(raw))
 	b.Put(envKeyOf(e.app.id, e.slug), record)
 	// The record is used before it is read back when secrets go into a new env.
-	e.rec, err = envelope.DecodeClear(kindEnv, envKeyOf(e.app.id, e.slug), record, 3)
+	e.rec, err = envelope.DecodeClear(kindEnv, envKeyOf(e.app.id, e.slug), record, 4)
 	return err
 }
 

@@ -28,11 +28,10 @@ func (s *Session) Snapshot(ctx context.Context, ref Ref) (store.Batch, error) {
 		if err := fetch(r, allOf(e.prefix(kindData)), allOf(register)); err != nil {
 			return err
 		}
-		found, err := current(r, acc, e)
-		if err != nil {
+		if list, err = s.whole(r, acc, e); err != nil {
 			return err
 		}
-		if err := loadValues(r, found); err != nil {
+		if err := loadValues(r, list); err != nil {
 			return err
 		}
 		for _, key := range [][]byte{accountKey, appKeyOf(ref.App), envKeyOf(e.app.id, ref.Env)} {
@@ -42,15 +41,10 @@ func (s *Session) Snapshot(ctx context.Context, ref Ref) (store.Batch, error) {
 			}
 			b.Put(key, bytes.Clone(record))
 		}
-		err = r.Scan(register, func(key, record []byte) error {
+		return r.Scan(register, func(key, record []byte) error {
 			b.Put(bytes.Clone(key), bytes.Clone(record))
 			return nil
 		})
-		if err != nil {
-			return err
-		}
-		list, err = parseAll(found)
-		return err
 	})
 	if err != nil {
 		return nil, err

@@ -63,12 +63,27 @@ func checkName(name string) error {
 
 // Vault is a store of records that is not unlocked.
 type Vault struct {
-	store store.Store
-	now   func() time.Time
+	store  store.Store
+	now    func() time.Time
+	accept bool // go on with what a store has left
 }
 
 // New returns the vault kept in st.
-func New(st store.Store) *Vault { return &Vault{st, time.Now} }
+func New(st store.Store, options ...Option) *Vault {
+	v := &Vault{store: st, now: time.Now}
+	for _, o := range options {
+		o(v)
+	}
+	return v
+}
+
+// Option changes how a vault is used.
+type Option func(*Vault)
+
+// AcceptRollback makes the vault go on with what the store has, though it be old
+// or incomplete: reads do not fail with ErrWithheld, and a write to an env counts
+// anew what is there.
+func AcceptRollback() Option { return func(v *Vault) { v.accept = true } }
 
 // Create is what a new vault is written through: all at once, over nothing.
 type Create func(context.Context, store.Batch) error
