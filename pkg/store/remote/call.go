@@ -37,6 +37,15 @@ func (c *call) received(n int) {
 	c.sent(n)
 }
 
+// slow gives the server some more time before its first answer, unless the
+// connection may be dead.
+func (c *call) slow(d time.Duration) {
+	if c.held == 0 {
+		c.until = c.until.Add(d)
+		c.sent(0)
+	}
+}
+
 // call calls fn, and again while the server is not available: with jitter, until
 // Wait is over. So fn must be safe to repeat.
 func (s *Store) call(ctx context.Context, fn func(*call) error) error {

@@ -22,8 +22,6 @@ const (
 	// within pingTimeout (TCP_USER_TIMEOUT).
 	pingAfter   = 10 * time.Second // the least that gRPC allows
 	pingTimeout = 5 * time.Second
-	// idleAfter is when an unused connection is closed, in favour of the server.
-	idleAfter = 10 * time.Minute
 	// maxReply bounds a message from the server: a record of store.MaxValue and
 	// more. maxHeaders bounds the rest, texts of errors above all.
 	maxReply   = 4 << 20
@@ -48,7 +46,6 @@ func (s *Store) newConn(host string, roots *x509.CertPool, token []byte, agent s
 			MinConnectTimeout: dialTimeout,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
-		grpc.WithIdleTimeout(idleAfter),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		grpc.WithDisableServiceConfig(),

@@ -94,6 +94,9 @@ func (s *Store) explain(err error) error {
 		if strings.HasPrefix(text, "grpc: received message") {
 			return s.malformed("%s", text)
 		}
+		if isTooLarge(st) {
+			return hint.Errorf("do less at once", "%s: the server takes no more at once: %q", s.url, text)
+		}
 		return s.unavailable(text)
 	case codes.Aborted:
 		return errStale
@@ -111,6 +114,18 @@ func (s *Store) explain(err error) error {
 		}
 	}
 	return fmt.Errorf("%s: the server failed with %s: %q", s.url, st.Code(), text)
+}
+
+// isTooLarge reports whether the server says that it will never do this, rather
+// than not now: with a google.rpc.ErrorInfo, whose first field is the reason. To
+// link the package of that message would cost each start of ov.
+func isTooLarge(st *status.Status) bool {
+	for _, d := range st.Proto().GetDetails() {
+		if strings.HasSuffix(d.TypeUrl, "/google.rpc.ErrorInfo") && strings.HasPrefix(string(d.Value), "\x0a\x09TOO_LARGE") {
+			return true
+		}
+	}
+	return false
 }
 
 // issuer names who says to have signed the certificate.

@@ -11,6 +11,8 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,14 +20,17 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/opaquevault/ov/pkg/server"
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/embedded"
 	"github.com/opaquevault/ov/pkg/store/remote"
 	"github.com/opaquevault/ov/pkg/store/storetest"
 	vaultv1 "github.com/opaquevault/ov/proto/ov/vault/v1"
+	"github.com/opaquevault/ov/proto/ov/vault/v1/vaultv1connect"
 )
 
 func TestMain(m *testing.M) {
@@ -94,53 +99,104 @@ func serverTLS() *tls.Config {
 	}
 }
 
-// serve serves the API at address until the test ends, and returns its URL.
-func serve(t testing.TB, address string, s vaultv1.VaultServer) (url string, stop func()) {
-	t.Helper()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(serverTLS())))
-	vaultv1.RegisterVaultServer(g, s)
-	go func() { _ = g.Serve(l) }()
-	stop = sync.OnceFunc(g.Stop)
-	t.Cleanup(stop)
-	return "https://" + l.Addr().String(), stop
+func clientTLS() *tls.Config {
+	roots := x509.NewCertPool()
+	roots.AddCert(testCA().cert)
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
 }
 
-// accounts is the storage of a server, with one account in it.
-func accounts(t testing.TB) (*embedded.Accounts, store.AccountID) {
+// storage is where a server keeps accounts.
+func storage(t testing.TB) *embedded.Accounts {
 	t.Helper()
 	a, err := embedded.Open(context.Background(), filepath.Join(t.TempDir(), "server"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = a.Close() })
-	return a, account(t, a)
+	return a
 }
 
-// account makes one more account. As on every server, there are records of the
-// server's own in it.
-func account(t testing.TB, a store.Accounts) (id store.AccountID) {
+// served is an ov-server that serves.
+type served struct {
+	*server.Server
+	accounts store.Accounts
+	url      string
+	http     *http.Server
+}
+
+// start serves the accounts at address until the test ends.
+func start(t testing.TB, a store.Accounts, address string) *served {
 	t.Helper()
-	rand.Read(id[:])
-	if err := a.Create(t.Context(), store.Account{ID: id, Name: t.Name(), Created: time.Now()}); err != nil {
-		t.Fatal(err)
-	}
-	err := a.Store(id).Update(t.Context(), func(store.Reader) (store.Batch, error) {
-		return store.Batch{{Key: []byte("\x00key"), Value: []byte("of the server")}}, nil
-	})
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return id
+	s := &served{server.New(server.Options{Accounts: a, Version: "test", Spool: t.TempDir()}), a, "https://" + l.Addr().String(), nil}
+	s.http = s.HTTP(s.Handler())
+	s.http.TLSConfig = serverTLS()
+	go func() { _ = s.http.ServeTLS(s.Limit(l), "", "") }()
+	t.Cleanup(func() {
+		_ = s.http.Close()
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// one server with new storage.
+func startOne(t testing.TB) *served {
+	t.Helper()
+	return start(t, storage(t), "127.0.0.1:0")
+}
+
+func (s *served) address() string { return strings.TrimPrefix(s.url, "https://") }
+
+// tenant makes an account and returns its first API key.
+func (s *served) tenant(t testing.TB) []byte {
+	t.Helper()
+	account := store.Account{Name: t.Name(), Created: time.Now()}
+	rand.Read(account.ID[:])
+	if err := s.accounts.Create(t.Context(), account); err != nil {
+		t.Fatal(err)
+	}
+	operator := vaultv1connect.NewOperatorClient(&http.Client{Transport: inside{s.Operator()}}, "http://operator")
+	r, err := operator.CreateAPIKey(t.Context(), connect.NewRequest(&vaultv1.CreateAPIKeyRequest{
+		Account: account.ID[:], Name: "first", Scope: vaultv1.Scope_SCOPE_ADMIN,
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []byte(r.Msg.Token)
+}
+
+// inside calls a handler without a connection.
+type inside struct{ http.Handler }
+
+func (h inside) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result(), nil
+}
+
+// serve serves a test's own server until the test ends, and returns its URL.
+func serve(t testing.TB, s vaultv1.VaultServer) (url string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(serverTLS())))
+	vaultv1.RegisterVaultServer(g, s)
+	go func() { _ = g.Serve(l) }()
+	t.Cleanup(g.Stop)
+	return "https://" + l.Addr().String()
 }
 
 // client returns a store on the server at url.
-func client(t testing.TB, url string, id store.AccountID, change ...func(*remote.Options)) *remote.Store {
+func client(t testing.TB, url string, token []byte, change ...func(*remote.Options)) *remote.Store {
 	t.Helper()
-	o := remote.Options{URL: url, CA: testCA().pem, Token: token(id)}
+	o := remote.Options{URL: url, CA: testCA().pem, Token: token}
 	for _, fn := range change {
 		fn(&o)
 	}
@@ -153,14 +209,13 @@ func client(t testing.TB, url string, id store.AccountID, change ...func(*remote
 }
 
 func TestStore(t *testing.T) {
-	a, _ := accounts(t)
-	url, _ := serve(t, "127.0.0.1:0", newHonest(a))
+	s := startOne(t)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, testCA().pem, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	storetest.Run(t,
-		func(t *testing.T) string { return strings.Join([]string{url, ca, string(token(account(t, a)))}, " ") },
+		func(t *testing.T) string { return strings.Join([]string{s.url, ca, string(s.tenant(t))}, " ") },
 		func(address string) (store.Store, error) {
 			s, err := open(address)
 			if err == nil {

@@ -71,8 +71,9 @@ type Store struct {
 
 // What the bounds of a Store are, save in tests.
 const (
-	// A server that has taken a call must go on with it.
-	stall = 10 * time.Second
+	// A server that has taken a call must go on with it. Whether the connection
+	// still works is found out sooner, by pings.
+	stall = 15 * time.Second
 	// As long as a writer of a vault file waits for others.
 	contend = 30 * time.Second
 	// A million secrets, so that no server can fill the memory.

@@ -155,6 +155,7 @@ func (sn *snapshot) add(to []store.Record, list []*vaultv1.Record) ([]store.Reco
 // scan reads the records of a stream. It takes no message that brings nothing,
 // or the stream might never end.
 func (sn *snapshot) scan(c *call, req *vaultv1.ReadRequest) ([][]store.Record, error) {
+	c.slow(7 * sn.stall) // it reads all before it sends anything
 	stream, err := sn.rpc.Scan(c, req)
 	if err != nil {
 		return nil, err

@@ -38,10 +38,10 @@ func total(calls map[string]int) string {
 
 // A snapshot takes as many trips as there are fetches, and a write one more.
 func TestTrips(t *testing.T) {
-	a, id := accounts(t)
-	h := newHonest(a)
-	url, _ := serve(t, "127.0.0.1:0", h)
-	s := client(t, url, id)
+	server := startOne(t)
+	key, h := server.tenant(t), newRelay(t, server)
+	url := serve(t, h)
+	s := client(t, url, key)
 	put(t, s, store.Batch{{Key: []byte("a"), Value: []byte("1")}, {Key: []byte("b1"), Value: []byte("2")}})
 	long := strings.Repeat("k", 60)
 	for _, c := range []struct {
@@ -105,9 +105,9 @@ func fetches(r store.Reader, prefix string, n int) error {
 // What one call of a function reads is all of one moment, however many trips it
 // took, and also when the function fails.
 func TestOneMoment(t *testing.T) {
-	a, id := accounts(t)
-	url, _ := serve(t, "127.0.0.1:0", newHonest(a))
-	s, writer := client(t, url, id), client(t, url, id)
+	server := startOne(t)
+	url, key := server.url, server.tenant(t)
+	s, writer := client(t, url, key), client(t, url, key)
 	mine := errors.New("mine")
 	for _, c := range []struct {
 		what string
@@ -165,9 +165,9 @@ func TestOneMoment(t *testing.T) {
 
 // A function that is denied a range may go on without it.
 func TestDenied(t *testing.T) {
-	a, id := accounts(t)
-	url, _ := serve(t, "127.0.0.1:0", denying{newHonest(a)})
-	s := client(t, url, id)
+	server := startOne(t)
+	url, key := serve(t, denying{newRelay(t, server)}), server.tenant(t)
+	s := client(t, url, key)
 	put(t, s, store.Batch{{Key: []byte("mine"), Value: []byte("1")}})
 	err := s.Update(t.Context(), func(r store.Reader) (b store.Batch, err error) {
 		if _, err := r.Get([]byte("yours")); !errors.Is(err, store.ErrDenied) || !strings.Contains(err.Error(), `"not for this API key"`) {
@@ -189,7 +189,7 @@ func TestDenied(t *testing.T) {
 	}
 }
 
-type denying struct{ *honest }
+type denying struct{ *relay }
 
 func (d denying) Read(ctx context.Context, r *vaultv1.ReadRequest) (*vaultv1.ReadResponse, error) {
 	for _, one := range r.Ranges {
@@ -197,13 +197,13 @@ func (d denying) Read(ctx context.Context, r *vaultv1.ReadRequest) (*vaultv1.Rea
 			return nil, status.Error(codes.PermissionDenied, "not for this API key")
 		}
 	}
-	return d.honest.Read(ctx, r)
+	return d.relay.Read(ctx, r)
 }
 
 func TestCreate(t *testing.T) {
-	a, id := accounts(t)
-	url, _ := serve(t, "127.0.0.1:0", newHonest(a))
-	s := client(t, url, id)
+	server := startOne(t)
+	url, key := server.url, server.tenant(t)
+	s := client(t, url, key)
 	if err := s.Create(t.Context(), store.Batch{{Key: []byte("a"), Value: []byte("1")}}); err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func TestCreate(t *testing.T) {
 	var mu sync.Mutex
 	for i := range 8 {
 		wg.Go(func() {
-			err := client(t, url, id).Create(t.Context(), store.Batch{{Key: []byte{byte('a' + i)}, Value: []byte("1")}})
+			err := client(t, url, key).Create(t.Context(), store.Batch{{Key: []byte{byte('a' + i)}, Value: []byte("1")}})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -242,7 +242,7 @@ func TestCreate(t *testing.T) {
 
 // sizes notes how long messages are.
 type sizes struct {
-	*honest
+	*relay
 	mu       sync.Mutex
 	longest  int
 	messages int
@@ -257,7 +257,7 @@ func (s *sizes) note(m proto.Message) {
 
 func (s *sizes) Read(ctx context.Context, r *vaultv1.ReadRequest) (*vaultv1.ReadResponse, error) {
 	s.note(r)
-	return s.honest.Read(ctx, r)
+	return s.relay.Read(ctx, r)
 }
 
 type noted struct {
@@ -274,15 +274,15 @@ func (n noted) Recv() (*vaultv1.CommitRequest, error) {
 }
 
 func (s *sizes) Commit(stream grpc.ClientStreamingServer[vaultv1.CommitRequest, vaultv1.CommitResponse]) error {
-	return s.honest.Commit(noted{stream, s})
+	return s.relay.Commit(noted{stream, s})
 }
 
 // Many and large records, read and written: in messages of bounded size.
 func TestLarge(t *testing.T) {
-	a, id := accounts(t)
-	h := &sizes{honest: newHonest(a)}
-	url, _ := serve(t, "127.0.0.1:0", h)
-	s := client(t, url, id)
+	server := startOne(t)
+	key, h := server.tenant(t), &sizes{relay: newRelay(t, server)}
+	url := serve(t, h)
+	s := client(t, url, key)
 	var b store.Batch
 	for i := range 40 {
 		b.Put(fmt.Appendf(nil, "large%02d", i), bytes.Repeat([]byte{byte(i)}, 500_000+i))
@@ -338,9 +338,9 @@ func TestLarge(t *testing.T) {
 
 // Eight writers who never pause all get their turn.
 func TestNobodyStarves(t *testing.T) {
-	a, id := accounts(t)
-	h := newHonest(a)
-	url, _ := serve(t, "127.0.0.1:0", h)
+	server := startOne(t)
+	key, h := server.tenant(t), newRelay(t, server)
+	url := serve(t, h)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	const writers, each = 8, 40
@@ -349,7 +349,7 @@ func TestNobodyStarves(t *testing.T) {
 	start := time.Now()
 	for i := range writers {
 		wg.Go(func() {
-			s := client(t, url, id)
+			s := client(t, url, key)
 			for range each {
 				begin := time.Now()
 				if err := add(ctx, s, "n"); err != nil {
@@ -360,7 +360,7 @@ func TestNobodyStarves(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	got, err := get(ctx, client(t, url, id), "n")
+	got, err := get(ctx, client(t, url, key), "n")
 	if number(got) != writers*each || err != nil {
 		t.Errorf("%d additions made %s: %v", writers*each, got, err)
 	}
@@ -377,34 +377,34 @@ func TestNobodyStarves(t *testing.T) {
 }
 
 func TestAPIKeys(t *testing.T) {
-	a, id := accounts(t)
-	h := newHonest(a)
-	url, _ := serve(t, "127.0.0.1:0", h)
-	s := client(t, url, id)
+	server := startOne(t)
+	key, h := server.tenant(t), newRelay(t, server)
+	url := serve(t, h)
+	s := client(t, url, key)
 	who, err := s.WhoAmI(t.Context())
-	if err != nil || who.Account != id || who.APIKey.Scope != remote.ScopeAdmin || who.Version != "test" || who.APIKey.Expires != nil {
+	if err != nil || who.Account == (store.AccountID{}) || who.APIKey.Scope != remote.ScopeAdmin || who.Version != "test" || who.APIKey.Expires != nil {
 		t.Errorf("%+v, %v", who, err)
 	}
 	until := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	key, secret, err := s.CreateAPIKey(t.Context(), remote.NewAPIKey{
+	made, secret, err := s.CreateAPIKey(t.Context(), remote.NewAPIKey{
 		Name: "ci", Scope: remote.ScopeRead, App: "myapp", Env: "production", Expires: until, MachineKey: "00112233aabbccdd",
 	})
-	if err != nil || !strings.HasPrefix(string(secret), "ov_live_") || key.Name != "ci" || !key.Expires.Equal(until) || key.Env != "production" {
-		t.Errorf("%+v, %q, %v", key, secret, err)
+	if err != nil || !strings.HasPrefix(string(secret), "ov_live_") || made.Name != "ci" || !made.Expires.Equal(until) || made.Env != "production" {
+		t.Errorf("%+v, %q, %v", made, secret, err)
 	}
 	if _, _, err := s.CreateAPIKey(t.Context(), remote.NewAPIKey{Name: "all", Scope: remote.ScopeAdmin}); err != nil {
 		t.Error(err)
 	}
 	list, err := s.APIKeys(t.Context())
-	if err != nil || len(list) != 2 || list[0].ID != key.ID || list[0].Revoked != nil || list[1].Expires != nil {
+	if err != nil || len(list) != 3 || list[1].ID != made.ID || list[1].Revoked != nil || list[2].Expires != nil {
 		t.Errorf("%+v, %v", list, err)
 	}
-	gone, err := s.RevokeAPIKey(t.Context(), list[1].ID)
-	if err != nil || len(gone) != 1 || gone[0].Revoked == nil || gone[0].ID != list[1].ID {
+	gone, err := s.RevokeAPIKey(t.Context(), list[2].ID)
+	if err != nil || len(gone) != 1 || gone[0].Revoked == nil || gone[0].ID != list[2].ID {
 		t.Errorf("%+v, %v", gone, err)
 	}
 	gone, err = s.RevokeMachineKey(t.Context(), "00112233aabbccdd")
-	if err != nil || len(gone) != 1 || gone[0].ID != key.ID {
+	if err != nil || len(gone) != 1 || gone[0].ID != made.ID {
 		t.Errorf("%+v, %v", gone, err)
 	}
 	if _, err := s.RevokeAPIKey(t.Context(), "ffffffffffffffff"); !errors.Is(err, remote.ErrNotFound) {

@@ -78,7 +78,7 @@ func (l *counting) Accept() (net.Conn, error) {
 // Whoever is not the server that was logged in to, or offers less than TLS 1.3
 // with X25519MLKEM768, is refused at once, and told why.
 func TestUntrustedServers(t *testing.T) {
-	a, id := accounts(t)
+	id := []byte("ov_live_secret")
 	good := serverTLS
 	with := func(change func(*tls.Config)) *tls.Config {
 		c := good()
@@ -157,23 +157,26 @@ func TestUntrustedServers(t *testing.T) {
 		})
 	}
 
-	// And the one that is right, through a server that could do less, too.
-	both := with(func(c *tls.Config) { c.MinVersion, c.CurvePreferences = 0, nil })
+	// And the one that is right, although it could do less, too.
+	right := startOne(t)
+	var version, curve atomic.Uint32
+	weak := with(func(c *tls.Config) {
+		c.MinVersion, c.CurvePreferences = 0, nil
+		c.VerifyConnection = func(s tls.ConnectionState) error {
+			version.Store(uint32(s.Version))
+			curve.Store(uint32(s.CurveID))
+			return nil
+		}
+	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var version, curve atomic.Uint32
-	both.VerifyConnection = func(s tls.ConnectionState) error {
-		version.Store(uint32(s.Version))
-		curve.Store(uint32(s.CurveID))
-		return nil
-	}
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(both)))
-	vaultv1.RegisterVaultServer(g, newHonest(a))
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(weak)))
+	vaultv1.RegisterVaultServer(g, newRelay(t, right))
 	go func() { _ = g.Serve(l) }()
 	defer g.Stop()
-	if _, err := client(t, "https://"+l.Addr().String(), id).WhoAmI(t.Context()); err != nil {
+	if _, err := client(t, "https://"+l.Addr().String(), right.tenant(t)).WhoAmI(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if version.Load() != tls.VersionTLS13 || curve.Load() != uint32(tls.X25519MLKEM768) {
@@ -183,21 +186,20 @@ func TestUntrustedServers(t *testing.T) {
 
 // A proxy in the environment is not asked.
 func TestNoProxy(t *testing.T) {
-	a, id := accounts(t)
-	url, _ := serve(t, "127.0.0.1:0", newHonest(a))
+	s := startOne(t)
+	key := s.tenant(t)
 	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "ALL_PROXY", "GRPC_PROXY"} {
 		t.Setenv(name, "http://127.0.0.1:1")
 	}
 	t.Setenv("NO_PROXY", "")
-	if _, err := client(t, strings.Replace(url, "127.0.0.1", "localhost", 1), id).WhoAmI(t.Context()); err != nil {
+	if _, err := client(t, strings.Replace(s.url, "127.0.0.1", "localhost", 1), key).WhoAmI(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestUnknownAPIKey(t *testing.T) {
-	a, id := accounts(t)
-	url, _ := serve(t, "127.0.0.1:0", newHonest(a))
-	s := client(t, url, id, func(o *remote.Options) { o.Token = []byte("ov_live_nobody") })
+	url := startOne(t).url
+	s := client(t, url, []byte("ov_live_nobody"))
 	_, err := s.WhoAmI(t.Context())
 	if !errors.Is(err, remote.ErrUnauthenticated) || hint.Of(err) != "ov auth login --server "+url {
 		t.Errorf("%v, hint %q", err, hint.Of(err))
