@@ -57,8 +57,8 @@ const (
 	maxStrangers = 16
 )
 
-func newKeyring(accounts store.Accounts, trust time.Duration) *keyring {
-	k := &keyring{accounts: accounts, trust: trust, failed: newFailures(), strangers: make(chan struct{}, maxStrangers)}
+func newKeyring(accounts store.Accounts, l limits) *keyring {
+	k := &keyring{accounts: accounts, trust: l.trust, failed: newFailures(l.failed), strangers: make(chan struct{}, maxStrangers)}
 	k.known, _ = simplelru.NewLRU(maxKnown, func(_ store.AccountID, keys *accountKeys) {
 		k.count -= len(keys.byID)
 	}) // the size is positive
@@ -74,12 +74,16 @@ func unauthenticated(reason, format string, args ...any) *connect.Error {
 }
 
 // verify returns the account and the API key of a token that came from an
-// address. A stranger learns only that it is not right.
+// address, and wipes it. A stranger learns only that it is not right.
 func (k *keyring) verify(ctx context.Context, text []byte, from netip.Prefix) (store.AccountID, *apiKey, Refusal, error) {
+	if len(text) == 0 {
+		return store.AccountID{}, nil, RefusedKey, unauthenticated(ReasonUnknownKey, "there is no API key: send Authorization: Bearer ov_live_…")
+	}
 	token, err := apikey.Parse(text)
 	if err != nil {
 		return store.AccountID{}, nil, RefusedKey, k.wrong(from)
 	}
+	clear(text)
 	defer token.Wipe()
 	account, hash := store.AccountID(token.Account()), token.Hash()
 	keys, err := k.of(ctx, account, from)

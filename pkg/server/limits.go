@@ -18,6 +18,7 @@ type limits struct {
 	waiting, waitingEach   int64 // calls that wait for a place among them
 	memory, memoryEach     int64 // bytes of requests and answers
 	spool, spoolEach       int64 // bytes of answers in files
+	failed                 int   // wrong API keys that an address may send at once
 
 	admit time.Duration // how long a call waits for its place
 	part  time.Duration // how long the next part of a commit may take
@@ -31,7 +32,8 @@ func defaultLimits() limits {
 		waiting: 4096, waitingEach: 512,
 		memory: 1 << 30, memoryEach: 384 << 20,
 		spool: 16 << 30, spoolEach: 4 << 30,
-		admit: 5 * time.Second, part: 30 * time.Second, send: 30 * time.Second, trust: 3 * time.Second,
+		failed: 20,
+		admit:  5 * time.Second, part: 30 * time.Second, send: 30 * time.Second, trust: 3 * time.Second,
 	}
 }
 
@@ -139,9 +141,8 @@ func addressOf(remote string) netip.Prefix {
 }
 
 const (
-	// failedBurst is how many wrong API keys an address may send at once, and
-	// failedEvery how often one more.
-	failedBurst = 20
+	// failedEvery is how often an address that has had limits.failed may send one
+	// more wrong API key.
 	failedEvery = 3 * time.Second
 	// maxAddresses bounds the addresses that are remembered, some 250 bytes each.
 	// When there are more, the one that failed longest ago is forgotten: whoever
@@ -151,12 +152,13 @@ const (
 
 // failures counts wrong API keys by address.
 type failures struct {
+	burst     int
 	addresses *lru.Cache[netip.Prefix, *rate.Limiter]
 }
 
-func newFailures() *failures {
+func newFailures(burst int) *failures {
 	c, _ := lru.New[netip.Prefix, *rate.Limiter](maxAddresses) // the size is positive
-	return &failures{c}
+	return &failures{burst, c}
 }
 
 // add counts one.
@@ -164,7 +166,7 @@ func (f *failures) add(address netip.Prefix) {
 	l, ok := f.addresses.Get(address)
 	if !ok {
 		// Two at once may both make one: a failure is forgotten, no more.
-		l = rate.NewLimiter(rate.Every(failedEvery), failedBurst)
+		l = rate.NewLimiter(rate.Every(failedEvery), f.burst)
 		f.addresses.Add(address, l)
 	}
 	l.Allow()

@@ -76,7 +76,7 @@ func newServer(o Options, l limits) *Server {
 	s := &Server{
 		accounts: o.Accounts, log: o.Log, version: o.Version, onRefused: o.Refused,
 		reflection: o.Reflection, spoolDir: o.Spool, errors: connect.NewErrorWriter(), limits: l,
-		keys: newKeyring(o.Accounts, l.trust), usage: newUsage(),
+		keys: newKeyring(o.Accounts, l), usage: newUsage(),
 		inflight: newShares(l.requests, l.requestsEach), waiting: newShares(l.waiting, l.waitingEach),
 		memory: newShares(l.memory, l.memoryEach), spool: newShares(l.spool, l.spoolEach),
 		health: &health{accounts: o.Accounts},
