@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/access"
 	"github.com/opaquevault/ov/pkg/agent"
 	"github.com/opaquevault/ov/pkg/agent/peer"
-	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/machinekey"
 	"github.com/opaquevault/ov/pkg/vault"
 )
@@ -49,7 +49,7 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 				return err
 			}
 			// The agent is told where the vault is: it does not read config.toml.
-			path, err := config.Vault(g.Vault)
+			at, err := access.Locate(g.Vault, machineKey)
 			if err != nil {
 				return err
 			}
@@ -59,7 +59,7 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 					return err
 				}
 			}
-			argv := []string{"--vault", path.Value}
+			argv := []string{"--vault", at.Value}
 			for flag, value := range map[string]string{"--socket": socket, "--app": app, "--env": env, "--machine-key": machineKey} {
 				if value != "" {
 					argv = append(argv, flag, value)

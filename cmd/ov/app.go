@@ -31,11 +31,12 @@ func (g *globals) apps(ctx context.Context) ([]vault.App, error) {
 	if !access.NoAgent(err) {
 		return nil, err
 	}
-	v, _, err := g.File()
+	o, err := g.Open("")
 	if err != nil {
 		return nil, err
 	}
-	return v.Apps(ctx)
+	defer o.Close()
+	return o.Apps(ctx)
 }
 
 func (g *globals) envs(ctx context.Context, app string) ([]string, error) {

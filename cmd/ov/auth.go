@@ -13,15 +13,18 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
-	"github.com/opaquevault/ov/pkg/machinekey"
 	"github.com/opaquevault/ov/pkg/prompt"
+	"github.com/opaquevault/ov/pkg/safefile"
+	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/stores"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
 func newAuthCmd(g *globals) *cobra.Command {
-	return group("auth", "Make a vault, change its password and keys, issue machine keys",
+	return group("auth", "Make a vault, change its password and keys, issue machine keys, log in to a server",
 		newAuthInitCmd(g), newAuthChangePasswordCmd(g), newAuthRotateKeyCmd(g),
-		newAuthDeriveCmd(g), newAuthMachineKeysCmd(g))
+		newAuthDeriveCmd(g), newAuthMachineKeysCmd(g), newAuthRevokeCmd(g),
+		newAuthLoginCmd(g), newAuthLogoutCmd(g), newAuthStatusCmd(g))
 }
 
 // The auth commands open the vault in this process and never through an agent:
@@ -36,27 +39,38 @@ func newAuthInitCmd(g *globals) *cobra.Command {
 way into the vault without it: keep a copy where you keep such things.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, st, err := g.File()
+			o, err := g.Open("")
 			if err != nil {
 				return err
 			}
-			exists := hint.Errorf("use it as it is, or name another: --vault PATH", "there is a vault at %s", st.Path())
-			if _, err := v.Info(cmd.Context()); err == nil {
-				return exists // before anybody is asked for a password
+			defer o.Close()
+			exists := hint.Errorf("use it as it is, or name another: --vault ADDRESS", "there is a vault at %s", o.At.Value)
+			_, err = o.Info(cmd.Context())
+			switch { // before anybody is asked for a password
+			case err == nil:
+				return exists
+			case stores.IsURL(o.At.Value) && !errors.Is(err, store.ErrNoVault):
+				return err
 			}
 			password, err := u.newPassword(cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
 			defer password.Destroy()
-			err = v.Init(cmd.Context(), st.Create, password)
+			err = o.Init(cmd.Context(), func(ctx context.Context, b store.Batch) error {
+				return stores.Create(ctx, o.At.Value, g.Options(""), b)
+			}, password)
 			if errors.Is(err, fs.ErrExist) {
+				if _, again := o.Info(cmd.Context()); errors.Is(again, store.ErrNoVault) {
+					return hint.Errorf("finish it: ov vault push --to "+safefile.Shell(o.At.Value),
+						"at %s there are records of a vault that was not moved there wholly", o.At.Value)
+				}
 				return exists
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "made the vault %s\n", st.Path())
+			fmt.Fprintf(cmd.ErrOrStderr(), "made the vault %s\n", o.At.Value)
 			return nil
 		},
 	}
@@ -118,10 +132,12 @@ at any instant, the vault opens with the old password or with the new one.`,
 // machine keys are dead and brings a running agent along.
 func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, next func(io.Reader) (*kek.Locked, error), change func(ctx context.Context, v *vault.Vault, old, current *kek.Locked) error) error {
 	ctx := cmd.Context()
-	v, st, err := u.File()
+	o, err := u.Open("")
 	if err != nil {
 		return err
 	}
+	defer o.Close()
+	v := o.Vault
 	if _, err := v.Info(ctx); err != nil {
 		return err
 	}
@@ -150,11 +166,11 @@ func (u *unlockFlags) replaceKey(cmd *cobra.Command, done string, next func(io.R
 	}
 	// Asked before the change: an agent that is used right after it finds its
 	// key dead, and locks.
-	unlocked := u.agentHas(ctx, st.Path())
+	unlocked := u.agentHas(ctx, o.At.Value)
 	if err := change(ctx, v, old, current); err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s\n", done, st.Path())
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s of %s\n", done, o.At.Value)
 	if unlocked {
 		u.refreshAgent(cmd, current)
 	}
@@ -248,87 +264,5 @@ only their machine keys are. No value is encrypted again.`,
 	}
 	cmd.Flags().StringVar(&app, "app", "", "only this app")
 	passwordStdinFlag(cmd, u, "read the master password from the first line of standard input")
-	return cmd
-}
-
-func newAuthDeriveCmd(g *globals) *cobra.Command {
-	u := &unlockFlags{globals: g}
-	var ref vault.Ref
-	var out, label string
-	var force bool
-	cmd := &cobra.Command{
-		Use:   "derive-machine-key --out FILE [--app APP [--env ENV]] [--label TEXT] [--force]",
-		Short: "Write a key file that opens the vault without a prompt",
-		Long: `Write a key file, 32 bytes, mode 0600, that opens the vault without a prompt: all
-of it, or one app, or one env of an app. Whoever can read the file can read the
-secrets. "ov auth machine-keys" lists the keys that were made.`,
-		Example: `  ov auth derive-machine-key --out /etc/ov/myapp.key
-  ov auth derive-machine-key --out /etc/ov/myapp.key --app myapp --env production --label web-1`,
-		Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if ref.Env != "" && ref.App == "" {
-				return usage(errors.New("--env needs --app"))
-			}
-			if err := machinekey.CanWrite(out, force); err != nil {
-				return err // before anybody is asked for a password
-			}
-			s, err := u.unlock(cmd.Context(), cmd.InOrStdin())
-			if err != nil {
-				return noTerminal(err)
-			}
-			defer s.Destroy()
-			key, info, err := s.DeriveMachineKey(cmd.Context(), ref, label)
-			if err != nil {
-				return err
-			}
-			defer key.Destroy()
-			if err := machinekey.Write(out, key, force); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s: machine key %s, opens %s\n", out, info.Fingerprint, describeKey(info))
-			return nil
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&out, "out", "", "file to write")
-	_ = cmd.MarkFlagRequired("out")
-	f.StringVar(&ref.App, "app", "", "a key that opens only this app")
-	f.StringVar(&ref.Env, "env", "", "a key that opens only this env of the app")
-	f.StringVar(&label, "label", "", "a text to know the key by")
-	f.BoolVar(&force, "force", false, "replace an existing file")
-	f.StringVar(&u.machineKey, "machine-key", "", "derive from this machine key in place of the master password")
-	passwordStdinFlag(cmd, u, "read the master password from the first line of standard input")
-	cmd.MarkFlagsMutuallyExclusive("machine-key", "password-stdin")
-	return cmd
-}
-
-func newAuthMachineKeysCmd(g *globals) *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "machine-keys",
-		Short: "List the machine keys that were made, what each opens and whether it still does",
-		Args:  args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, _, err := g.File()
-			if err != nil {
-				return err
-			}
-			keys, err := v.MachineKeys(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), keys)
-			}
-			return table(cmd.OutOrStdout(), "KEY\tOPENS\tSTATE", len(keys), func(i int) []string {
-				state := "valid"
-				if !keys[i].Valid {
-					state = keys[i].Why
-				}
-				return []string{keys[i].Fingerprint, describeKey(keys[i]), state}
-			})
-		},
-	}
-	jsonFlag(cmd, &asJSON)
 	return cmd
 }

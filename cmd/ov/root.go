@@ -92,6 +92,8 @@ var nouns = []struct {
 	{"completion", newCompletionCmd},
 	{"doctor", newDoctorCmd},
 	{"mcp", newMCPCmd},
+	{"vault", newVaultCmd},
+	{"apikey", newAPIKeyCmd},
 }
 
 // onlyNoun returns the one noun that the command line is about, so that a start
@@ -132,8 +134,10 @@ code, or 125 when ov itself failed, 126 when the program cannot be executed,
 	root.SetHelpCommand(newHelpCmd())
 	root.CompletionOptions.DisableDefaultCmd = true
 	f := root.PersistentFlags()
-	f.StringVar(&g.Vault, "vault", "", "vault file (default: what config.toml says, or $XDG_DATA_HOME/ov/vault.db)")
+	f.StringVar(&g.Vault, "vault", "", "vault file, or https:// address of an ov-server (default: see ov status)")
 	f.StringVar(&g.Socket, "socket", "", "socket of the agent (default: found through /etc/ov/agent.socket, or your own)")
+	f.DurationVar(&g.Wait, serverTimeout, 0, "how long to wait for a server that is away (default: 10s on a terminal, else 1m)")
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) { g.prepare(cmd) }
 	for _, noun := range nouns {
 		if only == "" || noun.name == only {
 			root.AddCommand(noun.command(g))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/stores"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
@@ -23,6 +25,7 @@ type vaultReport struct {
 	config.Choice
 	Exists bool `json:"exists"`
 	*vault.Info
+	Problem string `json:"problem,omitempty"` // of a server
 }
 
 func newStatusCmd(g *globals) *cobra.Command {
@@ -38,17 +41,7 @@ func newStatusCmd(g *globals) *cobra.Command {
 			if s.Context, err = config.Resolve(config.Options{App: t.app, Env: t.env, Secrets: true}); err != nil {
 				return err
 			}
-			if s.Vault.Choice, err = config.Vault(g.Vault); err != nil {
-				return err
-			}
-			v, _, err := g.File()
-			if err != nil {
-				return err
-			}
-			info, err := v.Info(cmd.Context())
-			if err == nil {
-				s.Vault.Exists, s.Vault.Info = true, &info
-			} else if !errors.Is(err, store.ErrNoVault) {
+			if s.Vault, err = g.vaultReport(cmd.Context()); err != nil {
 				return err
 			}
 			if s.Agent, err = g.agentReport(cmd.Context()); err != nil {
@@ -66,6 +59,28 @@ func newStatusCmd(g *globals) *cobra.Command {
 	return cmd
 }
 
+// vaultReport says which vault is meant. A server that is away, or says no, is
+// told of and is no failure.
+func (g *globals) vaultReport(ctx context.Context) (vaultReport, error) {
+	o, err := g.Open("")
+	if err != nil {
+		return vaultReport{}, err
+	}
+	defer o.Close()
+	r := vaultReport{Choice: o.At}
+	info, err := o.Info(ctx)
+	switch {
+	case err == nil:
+		r.Exists, r.Info = true, &info
+	case errors.Is(err, store.ErrNoVault):
+	case stores.IsURL(o.At.Value):
+		r.Problem = err.Error()
+	default:
+		return vaultReport{}, err
+	}
+	return r, nil
+}
+
 func (s status) print(w io.Writer) {
 	line := func(what string, c config.Choice) {
 		from := string(c.Source)
@@ -80,7 +95,10 @@ func (s status) print(w io.Writer) {
 		fmt.Fprintf(w, "secrets:  %d named in %s\n", len(s.Context.Secrets), s.Context.SecretsFile)
 	}
 	line("vault", s.Vault.Choice)
-	if !s.Vault.Exists {
+	switch {
+	case s.Vault.Problem != "":
+		fmt.Fprintf(w, "          %s\n", s.Vault.Problem)
+	case !s.Vault.Exists:
 		fmt.Fprintln(w, "          there is none: make one with ov auth init")
 	}
 	s.Agent.print(w)

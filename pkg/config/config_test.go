@@ -446,7 +446,7 @@ func TestConfigBad(t *testing.T) {
 		{"app = '" + marker, 1, invalid},
 		{"app = " + marker, 1, invalid},
 		{"app = 'a'\napp = '" + marker + "'", 2, invalid},
-		{"[vault]\npath = 'rel/" + marker + "'", 0, "vault.path is not an absolute path"},
+		{"[vault]\npath = 'rel/" + marker + "'", 0, "vault.path is neither an absolute path nor the https:// address of a server"},
 	} {
 		home, dir := newHome(t)
 		file := filepath.Join(home, ".config/ov/config.toml")
@@ -659,7 +659,7 @@ func init() {
 		"the name would be read as true, null or the like: put quotes around it", "the key stands here a second time",
 		"the variable stands here a second time", "secrets is not a list of names", "secrets lists no names",
 		"a second document: there can be one only",
-		"unknown key: the keys are app, env, vault.path and those of mcp", "not valid TOML, or of the wrong type", "vault.path is not an absolute path",
+		"unknown key: the keys are app, env, vault.path and those of mcp", "not valid TOML, or of the wrong type", "vault.path is neither an absolute path nor the https:// address of a server",
 		"mcp is not a mapping: its keys are allow and deny", "approve is not for a project to say",
 		"unknown key: those of mcp are allow and deny", "not a list of commands", "a command is a list: the program, then each argument",
 		"not a word of a command", "a command is empty",

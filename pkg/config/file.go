@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
@@ -30,7 +31,7 @@ type mcp struct {
 }
 
 type vault struct {
-	Path string `toml:"path,omitempty"` // absolute
+	Path string `toml:"path,omitempty"` // absolute, or the URL of a server
 }
 
 // readConfig reads config.toml. It is empty if there is none.
@@ -81,8 +82,8 @@ func parseConfig(src []byte) (file, error) {
 				"correct it by hand")
 		}
 	}
-	if p := f.Vault.Path; p != "" && (!filepath.IsAbs(p) || bytes.ContainsRune([]byte(p), 0)) {
-		return file{}, &Error{Msg: "vault.path is not an absolute path"}
+	if p := f.Vault.Path; p != "" && (!filepath.IsAbs(p) && !strings.HasPrefix(p, "https://") || bytes.ContainsRune([]byte(p), 0)) {
+		return file{}, &Error{Msg: "vault.path is neither an absolute path nor the https:// address of a server"}
 	}
 	if a := f.MCP.Approve; a != "" && !a.Valid() {
 		return file{}, hint.Wrap(&Error{Msg: "mcp.approve is not auto, ask or never"}, "correct it by hand")

@@ -16,7 +16,8 @@ func Path() (string, error) { return xdg.Config("config.toml") }
 func DefaultVault() (string, error) { return xdg.Vault() }
 
 // Vault returns the vault file: the flag --vault if it is not "", else what
-// config.toml says, else DefaultVault. A flag's path is made absolute.
+// config.toml says, which may be the URL of a server, else DefaultVault. A flag's
+// path is made absolute. See package stores for vaults on servers.
 func Vault(flag string) (Choice, error) {
 	if flag != "" {
 		abs, err := filepath.Abs(flag)

@@ -131,6 +131,9 @@ func Read() (Servers, error) {
 
 func read(path string) (Servers, error) {
 	s := Servers{File: path}
+	if _, err := os.Lstat(path); absent(err) {
+		return s, nil // as cheaply as that: most have no server
+	}
 	src, err := readPrivate(path)
 	if absent(err) {
 		return s, nil

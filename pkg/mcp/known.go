@@ -32,11 +32,11 @@ type opener struct {
 // The caller calls the returned function when it is done.
 func (o *opener) open(ctx context.Context) (vault.Unlocked, func(), error) {
 	if o.machineKey != "" {
-		session, err := o.place.UnlockKey(ctx, o.machineKey)
+		session, done, err := o.place.UnlockKey(ctx, o.machineKey)
 		if err != nil {
 			return nil, nil, err
 		}
-		return session, session.Destroy, nil
+		return session, done, nil
 	}
 	o.mu.Lock()
 	client := o.client

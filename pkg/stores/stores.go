@@ -10,20 +10,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/login"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/bolt"
+	"github.com/opaquevault/ov/pkg/store/cache"
 	"github.com/opaquevault/ov/pkg/store/remote"
 	"github.com/opaquevault/ov/pkg/vault"
 	"github.com/opaquevault/ov/pkg/version"
+	"github.com/opaquevault/ov/pkg/xdg"
 )
-
-// DefaultMaxStale is for how long a server's last answers are used while it is
-// away, unless Options say otherwise.
-const DefaultMaxStale = 24 * time.Hour
 
 // Options say how a vault on a server is used. They mean nothing for a file.
 type Options struct {
@@ -31,7 +28,7 @@ type Options struct {
 	// will: its login is used in place of the account's own.
 	MachineKey string
 	// MaxStale is for how long what the server has said is used while it is away:
-	// 0 is DefaultMaxStale, less than 0 is never.
+	// 0 is cache.DefaultMaxStale, less than 0 is never.
 	MaxStale time.Duration
 	// AcceptRollback has the vault forget what it has seen, once: a server that
 	// shows an older state is believed.
@@ -47,46 +44,29 @@ type Options struct {
 // IsURL reports whether an address is a server's and not that of a file.
 func IsURL(address string) bool { return login.IsURL(address) }
 
-// Where a vault's address was found, besides the places that config knows.
-const (
-	FromMachineKey config.Source = "machine key"  // in the login beside it
-	FromServers    config.Source = "servers.toml" // what ov auth login made the default
-)
-
-// Locate says which vault is meant: the flag --vault if it is not "", else the
-// one that the machine key in a file was made for, if it has a login, else what
-// config.toml says, else the default of servers.toml, else the account's own
-// file. A machine key without a login is one for a file: it does not start to
-// mean a server's vault because somebody has logged in.
-func Locate(flag, machineKey string) (config.Choice, error) {
-	if IsURL(flag) {
-		server, err := login.Canonical(flag)
-		return config.Choice{Value: server, Source: config.FromFlag}, err
-	}
-	if flag == "" && machineKey != "" && login.HasCompanion(machineKey) {
-		l, err := login.ReadCompanion(machineKey)
-		if err != nil {
-			return config.Choice{}, err
+// Default returns the address of the vault of who names none: the one that the
+// machine key in a file was made for, if it has a login; without a machine key,
+// the one that ov auth login made the default; else the account's own file. So a
+// machine key for a file does not start to mean a server's vault because somebody
+// has logged in.
+func Default(machineKey string) (string, error) {
+	if machineKey != "" {
+		if login.HasCompanion(machineKey) {
+			l, err := login.ReadCompanion(machineKey)
+			l.Wipe()
+			return l.URL, err
 		}
-		l.Wipe()
-		return config.Choice{Value: l.URL, Source: FromMachineKey, File: login.Companion(machineKey)}, nil
-	}
-	c, err := config.Vault(flag)
-	if err == nil && IsURL(c.Value) {
-		c.Value, err = login.Canonical(c.Value)
-	}
-	if err != nil || c.Source != config.FromDefault || machineKey != "" {
-		return c, err
+		return xdg.Vault()
 	}
 	s, err := login.Read()
 	if err != nil {
-		return config.Choice{}, err
+		return "", err
 	}
 	s.Wipe()
 	if s.Default != "" {
-		return config.Choice{Value: s.Default, Source: FromServers, File: s.File}, nil
+		return s.Default, nil
 	}
-	return c, nil
+	return xdg.Vault()
 }
 
 // Open returns the vault at an address, locked, and its store. It does not
@@ -96,11 +76,79 @@ func Open(address string, o Options) (*vault.Vault, store.Store, error) {
 		st := bolt.New(address)
 		return vault.New(st), st, nil
 	}
-	r, err := Server(address, o)
+	l, err := Login(address, o.MachineKey)
 	if err != nil {
 		return nil, nil, err
 	}
-	return vault.New(r), r, nil
+	defer l.Wipe()
+	r, err := Dial(l, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	st := &Remote{Store: cached(&account{r, l.URL}, l, o), far: r}
+	return vault.New(st), st, nil
+}
+
+// cached puts the login's cache before a server. An account without a place for
+// one has none.
+func cached(far store.Store, l login.Login, o Options) *cache.Store {
+	dir, err := xdg.Cache(l.KeyID())
+	switch {
+	case err != nil, o.MaxStale < 0:
+		o.MaxStale = 0 // none
+	case o.MaxStale == 0:
+		o.MaxStale = cache.DefaultMaxStale
+	}
+	return cache.New(far, cache.Options{Dir: dir, Server: l.URL, MaxStale: o.MaxStale, Tell: o.Tell})
+}
+
+// Remote is a vault's store on a server, with its cache.
+type Remote struct {
+	*cache.Store
+	far *remote.Store
+}
+
+// Keep brings the cache to what the session has read. Call it when that has
+// proven good.
+func (r *Remote) Keep(ctx context.Context, s *vault.Session) error {
+	return r.Refresh(ctx, func(ctx context.Context, app, env string) error {
+		_, err := s.Snapshot(ctx, vault.Ref{App: app, Env: env})
+		return err
+	})
+}
+
+// Close ends the connection.
+func (r *Remote) Close() error {
+	r.Store.Close()
+	return r.far.Close()
+}
+
+// account tells a server's account that has no vault yet from one that has lost
+// a record.
+type account struct {
+	store.Store
+	url string
+}
+
+func (a *account) View(ctx context.Context, fn func(store.Reader) error) error {
+	return a.Store.View(ctx, func(r store.Reader) error { return fn(reader{r, a.url}) })
+}
+
+func (a *account) Update(ctx context.Context, fn func(store.Reader) (store.Batch, error)) error {
+	return a.Store.Update(ctx, func(r store.Reader) (store.Batch, error) { return fn(reader{r, a.url}) })
+}
+
+type reader struct {
+	store.Reader
+	url string
+}
+
+func (r reader) Get(key []byte) ([]byte, error) {
+	value, err := r.Reader.Get(key)
+	if err == nil && value == nil && string(key) == "A" { // docs/FORMAT.md: every vault has it
+		err = hint.Errorf("make one: ov auth init, or move one there: ov vault push --to "+safefile.Shell(r.url), "%w at %s", store.ErrNoVault, r.url)
+	}
+	return value, err
 }
 
 // Create makes a vault at an address, whose first records are the batch. The
@@ -120,7 +168,7 @@ func Create(ctx context.Context, address string, o Options, b store.Batch) error
 // Server returns the store on a server by itself, which the caller closes:
 // without a cache, for what is about API keys or is to be as it is now.
 func Server(address string, o Options) (*remote.Store, error) {
-	l, err := find(address, o.MachineKey)
+	l, err := Login(address, o.MachineKey)
 	if err != nil {
 		return nil, err
 	}
@@ -140,8 +188,9 @@ func Dial(l login.Login, o Options) (*remote.Store, error) {
 	return remote.New(options)
 }
 
-// find returns the login for a server: the machine key's own, or the account's.
-func find(address, machineKey string) (login.Login, error) {
+// Login returns the login for a server: the machine key's own, or the account's.
+// The caller wipes it.
+func Login(address, machineKey string) (login.Login, error) {
 	server, err := login.Canonical(address)
 	if err != nil {
 		return login.Login{}, err

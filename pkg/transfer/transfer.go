@@ -59,10 +59,10 @@ type Options struct {
 
 // Result is what was done. Afterwards both ends had the same records.
 type Result struct {
-	Records int    // of the vault
-	Digest  string // over all of them, in hexadecimal: store.Digest
-	Written int    // records that the destination did not have, or had otherwise
-	Deleted int    // records that only the destination had
+	Records int    `json:"records"` // of the vault
+	Digest  string `json:"digest"`  // over all of them, in hexadecimal: store.Digest
+	Written int    `json:"written"` // records that the destination did not have, or had otherwise
+	Deleted int    `json:"deleted"` // records that only the destination had
 }
 
 const (
@@ -89,7 +89,7 @@ func Copy(ctx context.Context, from, to End, o Options) (Result, error) {
 		return Result{}, hint.Errorf("is it the right one? "+from.Name, "%w at %s", store.ErrNoVault, from.Name)
 	}
 	o.progress(Reading, len(src.Records), len(src.Records))
-	res := Result{Records: len(src.Records), Digest: hex.EncodeToString(src.digest())}
+	res := Result{Records: len(src.Records), Digest: hex.EncodeToString(src.Digest())}
 	fresh, none, err := o.lookAt(ctx, to)
 	switch {
 	case err != nil:
@@ -98,7 +98,7 @@ func Copy(ctx context.Context, from, to End, o Options) (Result, error) {
 		return Result{}, fmt.Errorf("%s: %w", to.Name, fs.ErrExist)
 	case none && to.Create != nil:
 		res.Written = len(src.Records)
-		err = to.Create(ctx, src.batch())
+		err = to.Create(ctx, src.Batch())
 	case fresh:
 		err = o.fill(ctx, src, to, &res)
 	default:
@@ -161,9 +161,11 @@ func (c *Contents) get(key []byte) []byte {
 // whole reports whether the records are those of a vault.
 func (c *Contents) whole() bool { return c.get(accountKey) != nil }
 
-func (c *Contents) digest() []byte { return store.DigestOf(c.Records) }
+// Digest is over all of the records: store.Digest.
+func (c *Contents) Digest() []byte { return store.DigestOf(c.Records) }
 
-func (c *Contents) batch() store.Batch {
+// Batch writes all of the records.
+func (c *Contents) Batch() store.Batch {
 	b := make(store.Batch, len(c.Records))
 	for i, rec := range c.Records {
 		b[i] = store.Op(rec)
@@ -255,10 +257,10 @@ func (o Options) verify(ctx context.Context, src *Contents, to End) error {
 		return fmt.Errorf("all was written, and could not be verified: %w", err)
 	}
 	o.progress(Verifying, n, len(src.Records))
-	if n != len(src.Records) || !bytes.Equal(digest.Sum(), src.digest()) {
+	if n != len(src.Records) || !bytes.Equal(digest.Sum(), src.Digest()) {
 		return hint.Errorf("if nobody else writes there, the store is broken; else do the same again",
 			"all was written, and is not what is there now: %d records with digest %x at %s, where it should be %d with digest %x",
-			n, digest.Sum()[:8], to.Name, len(src.Records), src.digest()[:8])
+			n, digest.Sum()[:8], to.Name, len(src.Records), src.Digest()[:8])
 	}
 	return nil
 }

@@ -18,6 +18,9 @@ func Config(name string) (string, error) { return file("XDG_CONFIG_HOME", ".conf
 // State returns $XDG_STATE_HOME/ov/name, by default ~/.local/state/ov/name.
 func State(name string) (string, error) { return file("XDG_STATE_HOME", ".local/state", name) }
 
+// Cache returns $XDG_CACHE_HOME/ov/name, by default ~/.cache/ov/name.
+func Cache(name string) (string, error) { return file("XDG_CACHE_HOME", ".cache", name) }
+
 // Vault returns the vault file of users who name no other:
 // $XDG_DATA_HOME/ov/vault.db, by default ~/.local/share/ov/vault.db.
 func Vault() (string, error) { return file("XDG_DATA_HOME", dataHome, vaultFile) }
