@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/login"
 	"github.com/opaquevault/ov/pkg/machinekey"
 	"github.com/opaquevault/ov/pkg/rendezvous"
 	"github.com/opaquevault/ov/pkg/safefile"
@@ -77,7 +78,29 @@ func preflight(p Params) error {
 	if err := machinekey.Check(p.MachineKey, uid); err != nil {
 		return err
 	}
+	if p.onServer() {
+		return checkLogin(p, uid)
+	}
 	return checkVault(p, uid)
+}
+
+// checkLogin wants the machine key to have its own login, and that to be the
+// service account's alone: the agent cannot see the account's home.
+func checkLogin(p Params, uid int) error {
+	path := login.Companion(p.MachineKey)
+	mend := "make them anew: sudo -u " + p.User + " -H ov auth derive-machine-key --vault " + safefile.Shell(p.Vault) +
+		" --app " + p.App + " --env " + p.Env + " --force --out " + safefile.Shell(p.MachineKey)
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return hint.Errorf(mend, "the machine key %s has no login for %s: %s is not there",
+			safefile.Quote(p.MachineKey), p.Vault, safefile.Quote(path))
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular() || info.Mode().Perm() != 0o600 || ownerOf(info) != uid:
+		return hint.Errorf(mend, "%s must be a file of %s's, mode 0600", safefile.Quote(path), p.User)
+	}
+	return nil
 }
 
 // Account looks a service account up in the passwd file. It refuses uid 0, by

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/opaquevault/ov/pkg/hint"
 )
 
 var good = Params{
@@ -49,6 +51,81 @@ func TestRender(t *testing.T) {
 		if got := strings.Join(lines(unit, setting), "|"); got != want {
 			t.Errorf("%s=%s, want %s", setting, got, want)
 		}
+	}
+}
+
+// An agent whose vault is on a server waits for the network, reaches it, and has
+// directories of its own for what outlives it.
+func TestRenderServer(t *testing.T) {
+	p := good
+	p.Vault = "https://vault.example.com:7443"
+	unit, err := Render(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for setting, want := range map[string]string{
+		"ExecStart": `:"/usr/local/bin/ov-agent" --foreground --socket "/run/ov-agent/ov-agent.sock"` +
+			` --vault "https://vault.example.com:7443" --machine-key "/etc/ov/myapp.key" --app myapp --env production`,
+		"Wants":                   "network-online.target",
+		"After":                   "network-online.target",
+		"RequiresMountsFor":       `"/etc/ov/myapp.key"`,
+		"CacheDirectory":          "ov-agent",
+		"CacheDirectoryMode":      "0700",
+		"StateDirectory":          "ov-agent",
+		"StateDirectoryMode":      "0700",
+		"NoExecPaths":             "/ -/var/cache/ov-agent -/var/lib/ov-agent -/run/ov-agent -/tmp -/var/tmp",
+		"RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+		"BindPaths":               "",
+		"BindReadOnlyPaths":       "",
+		"PrivateNetwork":          "",
+		"IPAddressDeny":           "",
+		"Restart":                 "on-failure",
+	} {
+		if got := strings.Join(lines(unit, setting), "|"); got != want {
+			t.Errorf("%s=%s, want %s", setting, got, want)
+		}
+	}
+	p.MachineKey = "/home/deploy/my.key"
+	if unit, err = Render(p); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(lines(unit, "BindReadOnlyPaths"), "|"); got != `-"/home/deploy/my.key"|-"/home/deploy/my.key.login"` {
+		t.Errorf("BindReadOnlyPaths=%s", got)
+	}
+	for _, address := range []string{
+		"http://vault.example.com", "https://", "https://a/b", "https://user@a", "https://a\nUser=root", "https://a b", "HTTPS://A", "https://%n",
+	} {
+		p.Vault = address
+		if _, err := Render(p); err == nil || !strings.Contains(err.Error(), "is no address of a server") {
+			t.Errorf("%q: %v", address, err)
+		}
+	}
+}
+
+// Without its login, a machine key is no way to a server.
+func TestCheckLogin(t *testing.T) {
+	dir := t.TempDir()
+	p := good
+	p.Vault, p.MachineKey = "https://vault.example.com", filepath.Join(dir, "my.key")
+	if err := checkLogin(p, os.Getuid()); err == nil || !strings.Contains(err.Error(), "has no login for https://vault.example.com") ||
+		!strings.Contains(hint.Of(err), "ov auth derive-machine-key --vault https://vault.example.com --app myapp --env production --force --out ") {
+		t.Errorf("%v, %s", err, hint.Of(err))
+	}
+	path := p.MachineKey + ".login"
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkLogin(p, os.Getuid()); err != nil {
+		t.Error(err)
+	}
+	if err := checkLogin(p, os.Getuid()+1); err == nil {
+		t.Error("somebody else's is taken")
+	}
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkLogin(p, os.Getuid()); err == nil {
+		t.Error("one that others can read is taken")
 	}
 }
 
@@ -118,11 +195,23 @@ func FuzzRender(f *testing.F) {
 		f.Fatal(err)
 	}
 	count := strings.Count(string(unit), "\n")
+	p := good
+	p.Vault = "https://vault.example.com"
+	if unit, err = Render(p); err != nil {
+		f.Fatal(err)
+	}
+	onServer := strings.Count(string(unit), "\n")
 	f.Fuzz(func(t *testing.T, vault string) {
 		p := good
 		p.Vault = vault
 		unit, err := Render(p)
 		if err != nil {
+			return
+		}
+		if p.onServer() {
+			if n := strings.Count(string(unit), "\n"); n != onServer {
+				t.Errorf("%q makes %d lines, not %d", vault, n, onServer)
+			}
 			return
 		}
 		if n := strings.Count(string(unit), "\n"); n != count {
@@ -174,18 +263,20 @@ func TestVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := good
-	p.Agent, p.User = self, "daemon" // who is everywhere
-	unit, err := Render(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), UnitName)
-	if err := os.WriteFile(path, unit, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command(tool, "verify", "--man=no", path).CombinedOutput()
-	if err != nil || strings.Contains(string(out), UnitName) {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	for _, vault := range []string{good.Vault, "https://vault.example.com:7443"} {
+		p := good
+		p.Agent, p.User, p.Vault = self, "daemon", vault // who is everywhere
+		unit, err := Render(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), UnitName)
+		if err := os.WriteFile(path, unit, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(tool, "verify", "--man=no", path).CombinedOutput()
+		if err != nil || strings.Contains(string(out), UnitName) {
+			t.Errorf("%s: systemd-analyze verify: %v\n%s", vault, err, out)
+		}
 	}
 }
