@@ -29,7 +29,7 @@ SPECIAL   := /test/(systemd|memory|faults|mcp)(/|$$)
 gotest = go run ./test/setup/gotest
 
 # The programs besides ov. `ov mcp serve` becomes ov-mcp, `ov scan` ov-scan.
-OTHERS := ov-agent ov-mcp ov-scan
+OTHERS := ov-agent ov-mcp ov-scan ov-server
 
 .PHONY: all
 all: build
@@ -184,6 +184,12 @@ install: build ## into PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 0644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	install -m 0644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+ifeq ($(shell uname),Linux)
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d
+	sed 's|/usr/local/|$(PREFIX)/|' deploy/systemd/ov-server.service | \
+		install -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/ov-server.service
+	install -m 0644 deploy/systemd/ov-server.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/ov-server.conf
+endif
 
 .PHONY: clean
 clean: ## all but the tools, which take minutes to build

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra/doc"
 )
 
-//go:generate go test ../../cmd/ov ../../cmd/ov-agent -run TestManPages -update
+//go:generate go test ../../cmd/ov ../../cmd/ov-agent ../../cmd/ov-server -run TestManPages -update
 
 // Page returns a command's man page (man-pages(7)). more are further sections in
 // Markdown, which stand before SEE ALSO. The page is the same on every day.

@@ -254,7 +254,7 @@ func currentHosts(dir string) ([]string, error) {
 	if err != nil {
 		return nil, hint.Wrap(err, command("init --renew --host HOST", dir))
 	}
-	return hostsOf(c.now.Load().Leaf), nil
+	return c.Hosts(), nil
 }
 
 func hostsOf(c *x509.Certificate) []string {

@@ -31,7 +31,6 @@ import (
 // traces it. No label, attribute or log line of it has a name, a key or a value:
 // they are about RPCs and their codes.
 type Telemetry struct {
-	log      *slog.Logger
 	registry *prometheus.Registry
 	traces   *sdktrace.TracerProvider // nil: none
 	tracer   trace.Tracer
@@ -55,7 +54,7 @@ var (
 // NewTelemetry makes the telemetry of one server, to be closed after it.
 func NewTelemetry(ctx context.Context, version string, log *slog.Logger) (*Telemetry, error) {
 	if firstEnv(otlpEndpoints) == "" {
-		return newTelemetry(version, log, nil)
+		return newTelemetry(version, nil)
 	}
 	if p := firstEnv(otlpProtocols); p != "" && p != "http/protobuf" {
 		return nil, hint.Errorf("set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, and an endpoint for it (port 4318)",
@@ -68,7 +67,7 @@ func NewTelemetry(ctx context.Context, version string, log *slog.Logger) (*Telem
 	if err != nil {
 		return nil, fmt.Errorf("cannot send traces: %w", err)
 	}
-	return newTelemetry(version, log, sdktrace.NewBatchSpanProcessor(plain{exporter}))
+	return newTelemetry(version, sdktrace.NewBatchSpanProcessor(plain{exporter}))
 }
 
 func firstEnv(names []string) string {
@@ -80,11 +79,10 @@ func firstEnv(names []string) string {
 	return ""
 }
 
-func newTelemetry(version string, log *slog.Logger, spans sdktrace.SpanProcessor) (*Telemetry, error) {
+func newTelemetry(version string, spans sdktrace.SpanProcessor) (*Telemetry, error) {
 	const prefix = "ov_server_"
 	buckets := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 	t := &Telemetry{
-		log:      log,
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "requests_total",
 			Help: "Calls that were let in and have ended, by RPC and code."}, []string{"method", "code"}),
@@ -171,11 +169,10 @@ func (t *Telemetry) Interceptors() ([]connect.Interceptor, error) {
 // Refused counts a call that was not let in: Options.Refused.
 func (t *Telemetry) Refused(procedure string, why Refusal) {
 	t.refused.WithLabelValues(method(procedure), string(why)).Inc()
-	t.log.Debug("refused", "method", method(procedure), "why", string(why))
 }
 
-// method is the short name of an RPC, such as Vault/Read. There are no others
-// than those of the API: a handler exists.
+// method is the short name of an RPC, such as Vault/Read, or "none". What is
+// asked for and is no RPC never gets here: a client cannot make up labels.
 func method(procedure string) string {
 	if procedure == "" {
 		return "none"
@@ -190,14 +187,13 @@ func (c counter) begin(procedure string) func(error) {
 	start := time.Now()
 	c.inFlight.Inc()
 	return func(err error) {
-		code, took := "ok", time.Since(start)
+		code := "ok"
 		if err != nil {
 			code = connect.CodeOf(err).String()
 		}
 		c.inFlight.Dec()
 		c.requests.WithLabelValues(method(procedure), code).Inc()
-		c.seconds.WithLabelValues(method(procedure)).Observe(took.Seconds())
-		c.log.Debug("call", "method", method(procedure), "code", code, "seconds", took.Seconds())
+		c.seconds.WithLabelValues(method(procedure)).Observe(time.Since(start).Seconds())
 	}
 }
 

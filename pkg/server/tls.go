@@ -75,6 +75,9 @@ func (c *Certificate) Reload() error {
 // NotAfter returns the time from which on clients refuse the certificate.
 func (c *Certificate) NotAfter() time.Time { return c.now.Load().Leaf.NotAfter }
 
+// Hosts returns the DNS names and IP addresses that the certificate is for.
+func (c *Certificate) Hosts() []string { return hostsOf(c.now.Load().Leaf) }
+
 // maxFile bounds the small files that the server reads, in bytes.
 const maxFile = 1 << 20
 
