@@ -16,6 +16,7 @@ import (
 	"github.com/opaquevault/ov/pkg/agent"
 	"github.com/opaquevault/ov/pkg/agent/peer"
 	"github.com/opaquevault/ov/pkg/machinekey"
+	"github.com/opaquevault/ov/pkg/store/cache"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
@@ -34,8 +35,8 @@ func newAgentCmd(g *globals) *cobra.Command {
 
 func newAgentStartCmd(g *globals) *cobra.Command {
 	var app, env, machineKey string
-	var passwordStdin, locked, foreground bool
-	var ttl, idle time.Duration
+	var passwordStdin, locked, foreground, acceptRollback bool
+	var ttl, idle, stale time.Duration
 	cmd := &cobra.Command{
 		Use:   "start",
 		Short: "Start the agent: ask once, then hold the vault unlocked",
@@ -65,15 +66,25 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 					argv = append(argv, flag, value)
 				}
 			}
-			for flag, set := range map[string]bool{"--password-stdin": passwordStdin, "--locked": locked, "--foreground": foreground} {
+			for flag, set := range map[string]bool{"--password-stdin": passwordStdin, "--locked": locked, "--foreground": foreground,
+				"--accept-rollback": acceptRollback} {
 				if set {
 					argv = append(argv, flag)
 				}
+			}
+			if g.AcceptRollback {
+				argv = append(argv, "--accept-rollback")
+			}
+			if cmd.Flags().Changed(maxStale) {
+				argv = append(argv, "--"+maxStale, max(g.MaxStale, 0).String())
 			}
 			for flag, d := range map[string]time.Duration{"--ttl": ttl, "--idle": idle} {
 				if d != 0 {
 					argv = append(argv, flag, d.String())
 				}
+			}
+			if cmd.Flags().Changed(maxStale) { // 0 too
+				argv = append(argv, "--"+maxStale, stale.String())
 			}
 			if foreground {
 				return syscall.Exec(program, append([]string{program}, argv...), os.Environ())
@@ -92,8 +103,11 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 	f.BoolVar(&passwordStdin, "password-stdin", false, "read the master password from the first line of standard input")
 	f.BoolVar(&locked, "locked", false, "start locked, to be unlocked by: ov agent unlock")
 	f.BoolVar(&foreground, "foreground", false, "stay in the foreground")
+	f.DurationVar(&stale, maxStale, cache.DefaultMaxStale, "how old what a server has said may be while it is away; 0 for never")
+	f.BoolVar(&acceptRollback, "accept-rollback", false, "believe a server that shows an older state than it has before, from now on")
 	f.DurationVar(&ttl, "ttl", 0, "lock so long after the unlock, such as 8h (default: never)")
 	f.DurationVar(&idle, "idle", 0, "lock so long after the last request, such as 30m (default: never)")
+	(&unlockFlags{globals: g}).addServer(cmd)
 	cmd.MarkFlagsMutuallyExclusive("machine-key", "password-stdin", "locked")
 	return cmd
 }
@@ -233,6 +247,9 @@ func (r agentReport) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "agent:    %s\n  pid:    %d, version %s, since %s\n  socket: %s\n  vault:  %s\n",
 		state, r.PID, r.Version, r.Started.Local().Format(time.DateTime), r.Socket, r.Vault)
+	if r.Server != nil {
+		printServer(w, *r.Server)
+	}
 	if r.Unlocked {
 		fmt.Fprintf(w, "  memory: %s\n", r.Memory)
 	}
@@ -241,6 +258,17 @@ func (r agentReport) print(w io.Writer) {
 	}
 	if r.IdleSeconds > 0 {
 		fmt.Fprintf(w, "  locks:  after %v without a request\n", time.Duration(r.IdleSeconds)*time.Second)
+	}
+}
+
+func printServer(w io.Writer, s agent.FarStatus) {
+	if s.AwaySince == nil {
+		fmt.Fprintln(w, "  server: answers")
+		return
+	}
+	fmt.Fprintf(w, "  server: away since %s: %s\n", s.AwaySince.Local().Format(time.DateTime), s.AwayBecause)
+	if s.AsOf != nil {
+		fmt.Fprintf(w, "          served instead is what it said at %s\n", s.AsOf.Local().Format(time.DateTime))
 	}
 }
 

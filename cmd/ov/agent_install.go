@@ -13,6 +13,8 @@ import (
 	"github.com/opaquevault/ov/deploy/systemd"
 	"github.com/opaquevault/ov/pkg/agent"
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/login"
+	"github.com/opaquevault/ov/pkg/stores"
 	"github.com/opaquevault/ov/pkg/xdg"
 )
 
@@ -79,7 +81,7 @@ to start without anyone at the keyboard needs no agent: put
 	f.StringVar(&o.app, "app", "", "app that the agent serves")
 	f.StringVar(&o.env, "env", "", "environment that the agent serves")
 	f.StringVar(&o.user, "user", "", "account that the agent runs as, not root")
-	f.StringVar(&o.vault, "vault", "", "vault file (default that of --user: ~/.local/share/ov/vault.db)")
+	f.StringVar(&o.vault, "vault", "", "vault file, or the address of its server (default that of --user: ~/.local/share/ov/vault.db)")
 	f.BoolVar(&o.enable, "enable", false, "start the agent, now and at each boot")
 	for _, name := range []string{"machine-key", "app", "env"} {
 		_ = cmd.MarkFlagRequired(name) // fails only for a flag that is not there
@@ -118,10 +120,13 @@ func needRoot(verb string) error {
 	return hint.Errorf("sudo ov agent "+verb+" …", "only root can %s a system service", verb)
 }
 
-// vaultOf returns the real path of the vault file: the one named, else that of
-// the account. Root's own environment says nothing about it. A vault that is
+// vaultOf returns the server's address if that is named, else the real path of
+// the vault file: the one named, else that of the account. Root's own environment says nothing about it. A vault that is
 // not there is for Install to complain about.
 func vaultOf(account *user.User, named string) (string, error) {
+	if stores.IsURL(named) {
+		return login.Canonical(named)
+	}
 	path := named
 	if path == "" {
 		path = xdg.VaultOf(account.HomeDir, "")
