@@ -4,6 +4,7 @@
 package stores
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/login"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/store"
@@ -178,14 +180,22 @@ func Server(address string, o Options) (*remote.Store, error) {
 
 // Dial is Server for a login that is not written down, or not yet.
 func Dial(l login.Login, o Options) (*remote.Store, error) {
-	options := remote.Options{URL: l.URL, CA: l.CA, Token: l.APIKey, Wait: o.Wait, UserAgent: "ov/" + version.String()}
+	key, err := kek.LockedFrom(bytes.Clone(l.APIKey))
+	if err != nil {
+		return nil, err
+	}
+	options := remote.Options{URL: l.URL, CA: l.CA, Token: key.Bytes(), Release: key.Destroy, Wait: o.Wait, UserAgent: "ov/" + version.String()}
 	if o.Tell != nil {
 		var once sync.Once
 		options.Retrying = func(err error) {
 			once.Do(func() { o.Tell(fmt.Sprintf("waiting for %s: %v", l.URL, err)) })
 		}
 	}
-	return remote.New(options)
+	r, err := remote.New(options)
+	if err != nil {
+		key.Destroy()
+	}
+	return r, err
 }
 
 // Login returns the login for a server: the machine key's own, or the account's.

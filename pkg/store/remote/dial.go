@@ -30,15 +30,15 @@ const (
 
 // newConn prepares the connection. It reads no variable of the environment and
 // no service config, and resolves no name before it dials.
-func (s *Store) newConn(host string, roots *x509.CertPool, token []byte, agent string) (*grpc.ClientConn, error) {
+func (s *Store) newConn(host string, roots *x509.CertPool, agent string) (*grpc.ClientConn, error) {
 	config := &tls.Config{
 		RootCAs:          roots,
 		MinVersion:       tls.VersionTLS13,
 		CurvePreferences: []tls.CurveID{tls.X25519MLKEM768},
 	}
 	return grpc.NewClient("passthrough:///"+host,
-		grpc.WithTransportCredentials(&handshake{credentials.NewTLS(config), s.failed}),
-		grpc.WithPerRPCCredentials(bearer{"authorization": "Bearer " + string(token)}),
+		grpc.WithTransportCredentials(&handshake{credentials.NewTLS(config), s.failed, s.token}),
+		grpc.WithPerRPCCredentials(bearer{"authorization": string(s.token.mark)}),
 		grpc.WithContextDialer(s.dial), // this also means: no proxy
 		grpc.WithConnectParams(grpc.ConnectParams{
 			// When to try again is decided in call. This is for when nobody calls.
@@ -55,7 +55,7 @@ func (s *Store) newConn(host string, roots *x509.CertPool, token []byte, agent s
 	)
 }
 
-// bearer is the API key in the form in which gRPC wants it: a string, made once.
+// bearer is the API key's mark, in the form in which gRPC wants it: see token.
 type bearer map[string]string
 
 func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
@@ -79,6 +79,7 @@ func (s *Store) dial(ctx context.Context, host string) (net.Conn, error) {
 type handshake struct {
 	credentials.TransportCredentials
 	failed func(error)
+	token  *token
 }
 
 func (h *handshake) ClientHandshake(ctx context.Context, authority string, c net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -87,12 +88,13 @@ func (h *handshake) ClientHandshake(ctx context.Context, authority string, c net
 	conn, info, err := h.TransportCredentials.ClientHandshake(ctx, authority, c)
 	if err != nil {
 		h.failed(&handshakeError{err})
+		return nil, nil, err
 	}
-	return conn, info, err
+	return newMarked(conn, h.token), info, nil
 }
 
 func (h *handshake) Clone() credentials.TransportCredentials {
-	return &handshake{h.TransportCredentials.Clone(), h.failed}
+	return &handshake{h.TransportCredentials.Clone(), h.failed, h.token}
 }
 
 // dialError and handshakeError say where on the way to a connection it failed.

@@ -41,13 +41,15 @@ const DefaultWait = 10 * time.Second
 type Options struct {
 	URL   string // https://host:port
 	CA    []byte // the certificates, in PEM, one of which must have signed the server's
-	Token []byte // the API key; New copies it
+	Token []byte // the API key; it is used until Close, and not copied but to be sent
 	// Wait bounds how long a call is tried again while the server cannot be
 	// reached or cannot work. 0 is DefaultWait; less than 0 tries once.
 	Wait time.Duration
 	// Retrying, if not nil, is told why a call has to be tried again, each time.
 	Retrying  func(error)
 	UserAgent string
+	// Release, if not nil, is called by Close, when Token is used no more.
+	Release func()
 }
 
 // Store is an account's records on a server. It has one connection, made when
@@ -62,6 +64,8 @@ type Store struct {
 	contend  time.Duration // how long a snapshot is taken again
 	bound    int           // of one snapshot, in bytes
 	retrying func(error)
+	token    *token
+	release  func()
 
 	link link
 
@@ -96,12 +100,12 @@ func New(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: "https://" + host, wait: o.Wait, stall: stall, contend: contend, bound: bound,
-		retrying: o.Retrying, waiting: map[*func(error)]struct{}{},
+		retrying: o.Retrying, token: newToken(o.Token), release: o.Release, waiting: map[*func(error)]struct{}{},
 	}
 	if s.wait == 0 {
 		s.wait = DefaultWait
 	}
-	if s.conn, err = s.newConn(host, roots, o.Token, o.UserAgent); err != nil {
+	if s.conn, err = s.newConn(host, roots, o.UserAgent); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.url, err)
 	}
 	s.rpc = vaultv1.NewVaultClient(s.conn)
@@ -150,8 +154,16 @@ func validToken(b []byte) bool {
 // URL returns the server's address.
 func (s *Store) URL() string { return s.url }
 
-// Close ends the connection, and calls that are under way.
-func (s *Store) Close() error { return s.conn.Close() }
+// Close ends the connection, and calls that are under way. Then the API key is
+// the caller's alone again.
+func (s *Store) Close() error {
+	err := s.conn.Close()
+	s.token.forget()
+	if s.release != nil {
+		s.release()
+	}
+	return err
+}
 
 // View implements store.Store.
 func (s *Store) View(ctx context.Context, fn func(store.Reader) error) error {
