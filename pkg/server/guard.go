@@ -61,7 +61,7 @@ func (s *Server) guard(operator bool, next http.Handler) http.Handler {
 		}
 		c := &call{http: http.NewResponseController(w)}
 		c.send = s.limits.send
-		c.await(min(rule.timeout, bodyTimeout))
+		c.await(min(rule.timeout, s.limits.body))
 		ctx, cancel := context.WithTimeout(r.Context(), rule.timeout)
 		defer cancel()
 
@@ -69,7 +69,7 @@ func (s *Server) guard(operator bool, next http.Handler) http.Handler {
 		if err != nil {
 			s.refused(procedure, why)
 			s.log.Debug("refused", "method", procedure, "from", r.RemoteAddr, "why", string(why))
-			c.await(refusedTimeout)
+			c.await(s.limits.refused)
 			_ = s.errors.Write(w, r, err)
 			return
 		}
@@ -84,14 +84,6 @@ func (s *Server) guard(operator bool, next http.Handler) http.Handler {
 		}
 	})
 }
-
-const (
-	// bodyTimeout is how long a client may take to send a request of one message.
-	bodyTimeout = time.Minute
-	// refusedTimeout is how long it may go on with one that was refused: HTTP/1
-	// reads on for a while, to use the connection again.
-	refusedTimeout = 5 * time.Second
-)
 
 // await gives the client some time to send what comes next. It is counted from
 // now, not from the last byte: nobody holds a place by a byte now and then.

@@ -20,10 +20,14 @@ type limits struct {
 	spool, spoolEach       int64 // bytes of answers in files
 	failed                 int   // wrong API keys that an address may send at once
 
-	admit time.Duration // how long a call waits for its place
-	part  time.Duration // how long the next part of a commit may take
-	send  time.Duration // how long a client may take for a part of an answer
-	trust time.Duration // how long what is known of API keys counts
+	headers time.Duration // how long the head of a request may take, and a TLS handshake
+	idle    time.Duration // how long a connection is kept on which there is no call
+	admit   time.Duration // how long a call waits for its place
+	body    time.Duration // how long a request of one message may take
+	refused time.Duration // how long it may go on when it was refused: HTTP/1 reads on for a while
+	part    time.Duration // how long the next part of a commit may take
+	send    time.Duration // how long a client may take for a part of an answer
+	trust   time.Duration // how long what is known of API keys counts
 }
 
 func defaultLimits() limits {
@@ -32,8 +36,9 @@ func defaultLimits() limits {
 		waiting: 4096, waitingEach: 512,
 		memory: 1 << 30, memoryEach: 384 << 20,
 		spool: 16 << 30, spoolEach: 4 << 30,
-		failed: 20,
-		admit:  5 * time.Second, part: 30 * time.Second, send: 30 * time.Second, trust: 3 * time.Second,
+		failed:  20,
+		headers: 10 * time.Second, idle: 3 * time.Minute, admit: 5 * time.Second,
+		body: time.Minute, refused: 5 * time.Second, part: 30 * time.Second, send: 30 * time.Second, trust: 3 * time.Second,
 	}
 }
 

@@ -401,6 +401,13 @@ func TestDefaultLimits(t *testing.T) {
 			t.Errorf("%s: an account has %d of %d", name, v[1], v[0])
 		}
 	}
+	for name, d := range map[string]time.Duration{
+		"headers": l.headers, "idle": l.idle, "admit": l.admit, "body": l.body, "refused": l.refused, "part": l.part, "send": l.send, "trust": l.trust,
+	} {
+		if d <= 0 || d > 5*time.Minute {
+			t.Errorf("%s: %v", name, d)
+		}
+	}
 	if l.memoryEach < maxCommit+64*maxMessage/4 {
 		t.Error("a commit of an account leaves no room for its other calls")
 	}

@@ -15,7 +15,6 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"time"
 
 	"connectrpc.com/connect"
 	"connectrpc.com/grpchealth"
@@ -135,8 +134,8 @@ func (s *Server) open() *http.ServeMux {
 func (s *Server) HTTP(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: 10 * time.Second, // bounds the TLS handshake too
-		IdleTimeout:       3 * time.Minute,
+		ReadHeaderTimeout: s.limits.headers,
+		IdleTimeout:       s.limits.idle,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // strangers' faults
 		ConnContext:       connContext,
