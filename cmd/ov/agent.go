@@ -72,12 +72,6 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 					argv = append(argv, flag)
 				}
 			}
-			if g.AcceptRollback {
-				argv = append(argv, "--accept-rollback")
-			}
-			if cmd.Flags().Changed(maxStale) {
-				argv = append(argv, "--"+maxStale, max(g.MaxStale, 0).String())
-			}
 			for flag, d := range map[string]time.Duration{"--ttl": ttl, "--idle": idle} {
 				if d != 0 {
 					argv = append(argv, flag, d.String())
@@ -107,7 +101,6 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 	f.BoolVar(&acceptRollback, "accept-rollback", false, "believe a server that shows an older state than it has before, from now on")
 	f.DurationVar(&ttl, "ttl", 0, "lock so long after the unlock, such as 8h (default: never)")
 	f.DurationVar(&idle, "idle", 0, "lock so long after the last request, such as 30m (default: never)")
-	(&unlockFlags{globals: g}).addServer(cmd)
 	cmd.MarkFlagsMutuallyExclusive("machine-key", "password-stdin", "locked")
 	return cmd
 }
