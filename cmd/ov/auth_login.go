@@ -46,8 +46,8 @@ From now on the server's certificate must come from the CA that is pinned here:
 the one in --ca FILE; the one that the server shows, if --ca-fingerprint is its
 SHA-256 fingerprint, as "ov-server init" printed it, or if you say so when you are
 shown it; or the one among this system's CAs that vouches for the server.`,
-		Example: `  ov auth login --server https://vault.example.com:7443
-  ov auth login --server https://vault.example.com:7443 --ca ca.pem --api-key-stdin <key`,
+		Example: `  ov auth login --server https://vault.example.com:8443
+  ov auth login --server https://vault.example.com:8443 --ca ca.pem --api-key-stdin <key`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
 	}

@@ -50,7 +50,7 @@ func runTests(m *testing.M) int {
 // programs builds ov and its further programs as `make build` does and returns their folder.
 var programs = sync.OnceValues(func() (string, error) {
 	dir := filepath.Join(scratch, "bin")
-	for name, ldflags := range map[string]string{"ov": entry(), "ov-agent": "", "ov-mcp": "", "ov-scan": ""} {
+	for name, ldflags := range map[string]string{"ov": entry(), "ov-agent": "", "ov-mcp": "", "ov-scan": "", "ov-server": ""} {
 		cmd := exec.Command("go", "build", "-tags=grpcnotrace", "-buildvcs=false", "-trimpath",
 			"-ldflags", "-s -w -X github.com/opaquevault/ov/pkg/version.version=v0.0.0-test "+ldflags,
 			"-o", dir+"/", "../"+name)

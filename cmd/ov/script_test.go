@@ -31,6 +31,9 @@ const mark = "hunter2"
 //	tty CODE DIALOG PROGRAM ARG...    the same on a terminal of its own: see tty
 //	vault                         make a vault, password hunter2, and its machine
 //	                              key in the file key
+//	server start|stop             start an ov-server of the script's own, which has an
+//	                              account, or stop it: its URL is in $URL, its CA in
+//	                              ca.pem, an API key of scope admin in admin.key
 //	norm [-sort]                  make times, keys, pids and paths in the output
 //	                              of the last command the same in every run, and
 //	                              sort its lines
@@ -69,8 +72,9 @@ func TestScripts(t *testing.T) {
 				run1(ts, 0, []string{"ov", "auth", "init", "--password-stdin", "<<" + mark})
 				run1(ts, 0, []string{"ov", "auth", "derive-machine-key", "--out", "key", "--password-stdin", "<<" + mark})
 			},
-			"norm": norm,
-			"tty":  cmdTTY,
+			"server": cmdServer,
+			"norm":   norm,
+			"tty":    cmdTTY,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
@@ -92,6 +96,7 @@ func setup(env *testscript.Env, bin string) error {
 		"PATH="+bin+string(filepath.ListSeparator)+os.Getenv("PATH"),
 		"USER=tester", "LANG=C.UTF-8", "TZ=UTC", "TERM=xterm",
 		"INPUT="+filepath.Join(scratch, filepath.Base(env.WorkDir)+".in"))
+	env.Values[serverKey] = new([]*server)
 	env.Defer(func() {
 		stopAgents(env, bin)
 		if err := checkHome(env.WorkDir); err != nil {

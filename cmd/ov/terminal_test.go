@@ -65,6 +65,7 @@ func (s *screen) wait(text string, from int) (int, error) {
 //
 //	< TEXT     wait until the terminal shows TEXT
 //	> TEXT     wait until the echo is off, then type TEXT and a return
+//	! TEXT     type TEXT and a return, with the echo on
 //	^ C        wait until the echo is off, then type control-C
 //
 // The terminal must not show what was typed, and must be as before when the
@@ -159,6 +160,8 @@ func talk(shown *screen, ptmx, tty *os.File, dialog string) error {
 		case ">":
 			typed = append(typed, text)
 			err = typeIn(ptmx, tty, text+"\r")
+		case "!":
+			_, err = ptmx.WriteString(text + "\r")
 		case "^":
 			err = typeIn(ptmx, tty, string(rune(text[0]&0x1f)))
 		default:

@@ -50,7 +50,7 @@ func newVaultPushCmd(g *globals) *cobra.Command {
 
 Without --from, the vault is the one in use, or, if that is the destination, the
 file of this account.`,
-		Example: `  ov vault push --to https://vault.example.com:7443`,
+		Example: `  ov vault push --to https://vault.example.com:8443`,
 		Args:    args(cobra.NoArgs),
 		RunE:    m.run,
 	}
@@ -68,7 +68,7 @@ func newVaultPullCmd(g *globals) *cobra.Command {
 
 Without --to, the destination is the vault in use, or, if that is the source, the
 file of this account.`,
-		Example: `  ov vault pull --from https://vault.example.com:7443 --to copy.db`,
+		Example: `  ov vault pull --from https://vault.example.com:8443 --to copy.db`,
 		Args:    args(cobra.NoArgs),
 		RunE:    m.run,
 	}
