@@ -1,0 +1,7 @@
+//go:build !linux
+
+package pg
+
+import "syscall"
+
+func dieWithParent(*syscall.SysProcAttr) {}
