@@ -14,9 +14,10 @@ import (
 	"github.com/opaquevault/ov/pkg/agent"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek/guard"
+	"github.com/opaquevault/ov/pkg/store/cache"
+	"github.com/opaquevault/ov/pkg/stores"
 	"github.com/opaquevault/ov/pkg/vault"
 	"github.com/opaquevault/ov/pkg/version"
-	"github.com/opaquevault/ov/pkg/xdg"
 )
 
 func main() {
@@ -72,12 +73,14 @@ master password and detaches, as "ov agent start" does.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&d.Socket, "socket", "", "socket to listen on (default: $XDG_RUNTIME_DIR/ov-agent/ov-agent.sock)")
-	f.StringVar(&d.Vault, "vault", "", "vault file (default: $XDG_DATA_HOME/ov/vault.db)")
+	f.StringVar(&d.Vault, "vault", "", "vault file, or server's address (default: the machine key's, ov auth login's or $XDG_DATA_HOME/ov/vault.db)")
 	f.StringVar(&ref.App, "app", "", "app of requests that name none")
 	f.StringVar(&ref.Env, "env", "", "env of requests that name none")
 	f.StringVar(&d.MachineKey, "machine-key", "", "unlock with this machine key file")
 	f.BoolVar(&d.PasswordStdin, "password-stdin", false, "read the master password from standard input")
 	f.BoolVar(&d.Locked, "locked", false, "start locked, to be unlocked by: ov agent unlock")
+	f.DurationVar(&d.MaxStale, "max-stale", cache.DefaultMaxStale, "how old what a server has said may be while it is away; 0 for never")
+	f.BoolVar(&d.AcceptRollback, "accept-rollback", false, "believe a server that shows an older state than it has before, from now on")
 	f.DurationVar(&d.TTL, "ttl", 0, "lock so long after the unlock, such as 8h (default: never)")
 	f.DurationVar(&d.Idle, "idle", 0, "lock so long after the last request, such as 30m (default: never)")
 	f.BoolVar(&foreground, "foreground", false, "stay in the foreground and log to standard error")
@@ -89,18 +92,19 @@ master password and detaches, as "ov agent start" does.`,
 }
 
 func run(ctx context.Context, d *agent.Daemon, ref vault.Ref, parent *agent.Parent, verbose bool) error {
+	var err error
 	if d.Vault == "" {
-		path, err := xdg.Vault()
-		if err != nil {
-			return err
-		}
-		d.Vault = path
+		d.Vault, err = stores.Default(d.MachineKey)
+	} else if !stores.IsURL(d.Vault) {
+		d.Vault, err = filepath.Abs(d.Vault)
 	}
-	path, err := filepath.Abs(d.Vault)
 	if err != nil {
 		return err
 	}
-	d.Vault, d.Context = path, ref
+	if d.MaxStale <= 0 {
+		d.MaxStale = -1 // never
+	}
+	d.Context = ref
 	level := slog.LevelInfo
 	if verbose {
 		level = slog.LevelDebug

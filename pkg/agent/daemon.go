@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/signal"
@@ -21,7 +22,8 @@ import (
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/machinekey"
 	"github.com/opaquevault/ov/pkg/prompt"
-	"github.com/opaquevault/ov/pkg/store/bolt"
+	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/stores"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
@@ -32,16 +34,19 @@ const stopGrace = 10 * time.Second
 // Daemon is one life of ov-agent.
 type Daemon struct {
 	Socket     string // "": the one that systemd passed, else the account's own
-	Vault      string // path of the vault file
+	Vault      string // path of the vault file, or URL of the server
 	Context    vault.Ref
 	MachineKey string // file to unlock with; "": ask
 	// PasswordStdin reads the master password from Stdin in place of asking.
 	PasswordStdin bool
 	Locked        bool // start without a key
 	TTL, Idle     time.Duration
-	Version       string
-	Stdin         io.Reader
-	Log           *slog.Logger
+	// MaxStale and AcceptRollback are those of stores.Options.
+	MaxStale       time.Duration
+	AcceptRollback bool
+	Version        string
+	Stdin          io.Reader
+	Log            *slog.Logger
 	// Ready is called once, when the agent listens and is unlocked.
 	Ready func() error
 }
@@ -66,10 +71,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer func() { _ = listener.Close() }()
 
-	s := NewServer(Config{
-		Vault: vault.New(bolt.New(d.Vault)), VaultPath: d.Vault, Context: d.Context,
-		TTL: d.TTL, Idle: d.Idle, Version: d.Version, Log: d.Log, Stop: stop,
-	})
+	config, closeVault, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer closeVault()
+	config.Stop = stop
+	s := NewServer(config)
 	defer s.Lock("the agent ends")
 	if err := d.unlock(ctx, s); err != nil {
 		return err
@@ -123,16 +131,39 @@ func (d *Daemon) listen() (*peer.Listener, error) {
 	return peer.Listen(socket)
 }
 
+// open returns what a Server is to serve, and a function that ends the connection
+// to the vault.
+func (d *Daemon) open() (Config, func(), error) {
+	v, st, err := stores.Open(d.Vault, stores.Options{
+		MachineKey: d.MachineKey, MaxStale: d.MaxStale, AcceptRollback: d.AcceptRollback,
+		Tell: func(text string) { d.Log.Warn(text) },
+	})
+	if err != nil {
+		return Config{}, nil, err
+	}
+	c := Config{
+		Vault: v, VaultPath: d.Vault, Context: d.Context,
+		TTL: d.TTL, Idle: d.Idle, Version: d.Version, Log: d.Log,
+	}
+	done := func() {}
+	if far, ok := st.(*stores.Remote); ok {
+		c.Far, done = far, func() { _ = far.Close() }
+	}
+	return c, done, nil
+}
+
 func (d *Daemon) unlock(ctx context.Context, s *Server) error {
 	if d.Locked {
 		return nil
 	}
 	if d.MachineKey != "" {
-		key, err := machinekey.Read(d.MachineKey)
-		if err != nil {
-			return err
-		}
-		return s.UnlockKey(ctx, key)
+		return d.patiently(ctx, func() error {
+			key, err := machinekey.Read(d.MachineKey)
+			if err != nil {
+				return err
+			}
+			return s.UnlockKey(ctx, key)
+		})
 	}
 	if d.PasswordStdin {
 		password, err := prompt.Line(d.Stdin, kek.MaxPassword)
@@ -140,7 +171,7 @@ func (d *Daemon) unlock(ctx context.Context, s *Server) error {
 			return err
 		}
 		defer password.Destroy()
-		return s.Unlock(ctx, password)
+		return d.patiently(ctx, func() error { return s.Unlock(ctx, password) })
 	}
 	// Look before asking: a vault that is not there needs no password.
 	if _, err := s.vault.Info(ctx); err != nil {
@@ -162,6 +193,42 @@ func (d *Daemon) unlock(ctx context.Context, s *Server) error {
 			return err
 		}
 		fmt.Fprintln(os.Stderr, "ov-agent: wrong master password, try again")
+	}
+}
+
+const (
+	// retryEvery is about how long a start waits until it asks again for a vault
+	// that is away, on top of what each try waits by itself.
+	retryEvery = 2 * time.Second
+	// startExtension is what systemd is asked for with each try. One takes less.
+	startExtension = 2 * time.Minute
+	// retryTell is how often the log is told at least that it still waits.
+	retryTell = time.Minute
+)
+
+// patiently calls unlock again while the vault is away. A service that starts
+// before the network does not fail, and neither does what is ordered after it:
+// it waits. A person who waits for the agent is told at once.
+func (d *Daemon) patiently(ctx context.Context, unlock func() error) error {
+	if !stores.IsURL(d.Vault) {
+		return unlock()
+	}
+	var told time.Time
+	for {
+		_, _ = daemon.SdNotify(false, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startExtension.Microseconds()))
+		err := unlock()
+		if !errors.Is(err, store.ErrUnavailable) || d.Ready != nil {
+			return err
+		}
+		if time.Since(told) >= retryTell {
+			told = time.Now()
+			d.Log.Warn("cannot unlock yet, and will try again", "why", err.Error())
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryEvery/2 + rand.N(retryEvery)): // not all at once, when many wait
+		}
 	}
 }
 
