@@ -153,18 +153,18 @@ func (o Options) allowed(src *Contents, d *difference, to End) error {
 	return nil
 }
 
-// clear is what is read of a record in the clear: an id, and the changes of keys,
+// head is what is read of a record in the clear: an id, and the changes of keys,
 // one behind the other, so that an older record's are the beginning of a newer
 // one's.
-type clear struct{ id, changes []byte }
+type head struct{ id, changes []byte }
 
-func decode(key, value []byte) (clear, bool) {
+func decode(key, value []byte) (head, bool) {
 	// The number of further fields depends on the kind, and on the version of ov.
 	rec, err := envelope.DecodeClear(key[0], key, value, -1)
 	if err != nil || len(rec.Fields) < 2 || len(rec.Fields[0]) != idSize {
-		return clear{}, false
+		return head{}, false
 	}
-	return clear{rec.Fields[0], rec.Fields[1]}, true
+	return head{rec.Fields[0], rec.Fields[1]}, true
 }
 
 func sameID(key, a, b []byte) bool {
@@ -186,7 +186,7 @@ func (c change) rotated() (later, ok bool) {
 
 // newer lists what the destination has and the source has not, or has older.
 func (d *difference) newer(src *Contents) []string {
-	r := report{slugs: d.slugs(src), count: map[string]int{}}
+	r := report{slugs: d.slugs(src), count: map[string]int{}, envs: map[string]bool{}}
 	account := false             // keys of the account were changed after the destination
 	rotated := map[string]bool{} // the same, of an app or env, by its id
 	written := map[string]bool{} // envs of which the source has what is new
@@ -238,12 +238,6 @@ func (d *difference) newer(src *Contents) []string {
 			r.say("%s that is not the source's", r.place(c.key))
 		}
 	}
-	for _, c := range changedEnvs {
-		from, _ := decode(c.key, c.from)
-		if !rotated[string(c.key[1:appEnd])] && !written[string(from.id)] {
-			r.say("writes to %s of which it cannot be told whether the source has them", r.place(c.key))
-		}
-	}
 	for _, key := range d.gone {
 		switch {
 		case key[0] == kindValue:
@@ -262,6 +256,12 @@ func (d *difference) newer(src *Contents) []string {
 			r.say("%s", r.place(key))
 		}
 	}
+	for _, c := range changedEnvs {
+		from, _ := decode(c.key, c.from)
+		if !rotated[string(c.key[1:appEnd])] && !written[string(from.id)] && !r.envs[string(from.id)] {
+			r.say("writes to %s of which it cannot be told whether the source has them", r.place(c.key))
+		}
+	}
 	return r.reasons()
 }
 
@@ -271,6 +271,7 @@ type report struct {
 	list  []string
 	order []string
 	count map[string]int
+	envs  map[string]bool // of whose secrets something was said, by id
 }
 
 func (r *report) say(format string, args ...any) {
@@ -282,6 +283,7 @@ func (r *report) add(what string, key []byte) {
 	where := "an unknown env"
 	if len(key) >= envEnd {
 		where = r.slugs[string(key[1:appEnd])] + "/" + r.slugs[string(key[appEnd:envEnd])]
+		r.envs[string(key[appEnd:envEnd])] = true
 	}
 	what = fmt.Sprintf(what, where)
 	if r.count[what] == 0 {
