@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/opaquevault/ov/pkg/hint"
 )
@@ -15,11 +16,26 @@ import (
 // Config returns $XDG_CONFIG_HOME/ov/name, by default ~/.config/ov/name.
 func Config(name string) (string, error) { return file("XDG_CONFIG_HOME", ".config", name) }
 
-// State returns $XDG_STATE_HOME/ov/name, by default ~/.local/state/ov/name.
-func State(name string) (string, error) { return file("XDG_STATE_HOME", ".local/state", name) }
+// State returns $XDG_STATE_HOME/ov/name, by default ~/.local/state/ov/name. For a
+// service with StateDirectory= it is $STATE_DIRECTORY/ov/name (systemd.exec(5)).
+func State(name string) (string, error) {
+	return ofService("STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state", name)
+}
 
-// Cache returns $XDG_CACHE_HOME/ov/name, by default ~/.cache/ov/name.
-func Cache(name string) (string, error) { return file("XDG_CACHE_HOME", ".cache", name) }
+// Cache returns $XDG_CACHE_HOME/ov/name, by default ~/.cache/ov/name. For a
+// service with CacheDirectory= it is $CACHE_DIRECTORY/ov/name.
+func Cache(name string) (string, error) {
+	return ofService("CACHE_DIRECTORY", "XDG_CACHE_HOME", ".cache", name)
+}
+
+// ofService is file for what systemd gives a service a place for: a home may be
+// missing, empty or read-only there.
+func ofService(given, variable, fallback, name string) (string, error) {
+	if first, _, _ := strings.Cut(os.Getenv(given), ":"); filepath.IsAbs(first) {
+		return below(first, "", "", name), nil
+	}
+	return file(variable, fallback, name)
+}
 
 // Vault returns the vault file of users who name no other:
 // $XDG_DATA_HOME/ov/vault.db, by default ~/.local/share/ov/vault.db.
