@@ -119,11 +119,11 @@ func (g *globals) address(named, other string) (string, error) {
 		return at.Value, err
 	}
 	at, err := access.Locate(g.Vault, "")
-	if err != nil {
-		return "", err
+	if err != nil || other == "" || g.Vault != "" {
+		return at.Value, err
 	}
 	far, err := access.Locate(other, "")
-	if err == nil && far.Value == at.Value && g.Vault == "" {
+	if err == nil && far.Value == at.Value {
 		return config.DefaultVault()
 	}
 	return at.Value, err
@@ -325,6 +325,9 @@ func (g *globals) restore(cmd *cobra.Command, file, to string) (transfer.Result,
 			_ = os.Remove(kept.Path()) // nothing was replaced
 		}
 		return transfer.Result{}, err
+	}
+	if res.Written+res.Deleted == 0 {
+		return res, os.Remove(kept.Path())
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "what was replaced is in %s\n", kept.Path())
 	return res, nil
