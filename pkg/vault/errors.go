@@ -29,6 +29,8 @@ var (
 	// ErrWithheld is wrapped when a store has less, or older, than an env's record
 	// says.
 	ErrWithheld = errors.New("records are missing or old")
+	// ErrRollback is what a *RollbackError is.
+	ErrRollback = errors.New("the store went back to an earlier time")
 	// ErrClosed says that a session was used after Destroy.
 	ErrClosed = errors.New("session is closed")
 	// ErrInvalid is wrapped when a name, slug or value is out of bounds.

@@ -341,7 +341,7 @@ func parts(t *testing.T, m *memory) map[string][]byte {
 		case kindValue, kindKey:
 			out["sealed "+k] = record
 		case kindEnv:
-			a, err := readApp(m.snapshot(), "myapp")
+			a, err := readApp(&visit{Reader: m.snapshot()}, "myapp")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -92,29 +92,28 @@ func (s *Session) DeriveMachineKey(ctx context.Context, ref Ref, label string) (
 		return nil, MachineKey{}, err
 	}
 	var entry *register
-	err = s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
-		acc, err := s.account(r)
-		if err != nil {
-			return nil, err
-		}
-		entry = &register{label: label, created: s.now().Truncate(time.Second).UTC(), epoch: acc.epoch(), scope: ref}
+	err = s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
+		entry = &register{label: label, created: s.now().Truncate(time.Second).UTC(), scope: ref}
+		var acc *account
 		var a *app
 		var e *env
-		switch {
-		case ref.Env != "":
-			if e, err = readEnv(r, ref); err != nil {
+		if ref.Env != "" {
+			if acc, e, err = s.env(r, ref); err != nil {
 				return nil, err
 			}
 			a = e.app
 			entry.level, entry.envID, entry.envGen = LevelEnv, e.id, e.generation()
-		case ref.App != "":
+		} else if acc, err = s.account(r); err != nil {
+			return nil, err
+		} else if ref.App != "" {
 			if a, err = readApp(r, ref.App); err != nil {
 				return nil, err
 			}
 			entry.level = LevelApp
-		default:
+		} else {
 			entry.level = LevelAccount
 		}
+		entry.epoch = acc.epoch()
 		if a != nil {
 			entry.appID, entry.appGen = a.id, a.generation()
 		}
@@ -182,7 +181,7 @@ func (s *Session) RevokeMachineKey(ctx context.Context, fingerprint string, numb
 		return nil, fmt.Errorf("fingerprint %.80q, which has %d hexadecimal digits: %w", fingerprint, 2*kek.FingerprintSize, ErrInvalid)
 	}
 	var gone []MachineKey
-	err = s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	err = s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		gone = nil
 		if err := fetch(r, one(accountKey), allOf(registerPrefix(print))); err != nil {
 			return nil, err
@@ -223,7 +222,7 @@ func (s *Session) RevokeMachineKey(ctx context.Context, fingerprint string, numb
 
 // reaches fails with ErrScope unless the session's key opens what the entry's
 // key does.
-func (s *Session) reaches(r store.Reader, entry *register) error {
+func (s *Session) reaches(r *visit, entry *register) error {
 	if s.level == LevelAccount {
 		return nil
 	}
@@ -231,7 +230,7 @@ func (s *Session) reaches(r store.Reader, entry *register) error {
 	if entry.level == LevelAccount || entry.appID != s.appID || s.level == LevelEnv && (entry.level != LevelEnv || entry.envID != s.envID) {
 		return outside
 	}
-	a, err := lookupApp(r, entry.scope.App)
+	a, err := r.lookupApp(entry.scope.App)
 	if err != nil {
 		return err
 	}
@@ -240,7 +239,7 @@ func (s *Session) reaches(r store.Reader, entry *register) error {
 	}
 	var e *env
 	if entry.level == LevelEnv {
-		if e, err = lookupEnv(r, a, entry.scope.Env); err != nil {
+		if e, err = r.lookupEnv(a, entry.scope.Env); err != nil {
 			return err
 		}
 		if e == nil || e.id != entry.envID {
@@ -277,7 +276,7 @@ func (v *Vault) replaceKEK(ctx context.Context, oldPassword, newPassword *kek.Lo
 
 	// Argon2id takes its time: do it before the store is locked for writing.
 	acc := &account{}
-	err = v.store.View(ctx, func(r store.Reader) (err error) {
+	err = v.view(ctx, func(r *visit) (err error) {
 		acc, err = old.account(r)
 		return err
 	})
@@ -290,7 +289,7 @@ func (v *Vault) replaceKEK(ctx context.Context, oldPassword, newPassword *kek.Lo
 		return err
 	}
 	s := &Session{vault: v, key: key, level: LevelAccount, epoch: next.epoch()}
-	return v.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	return v.update(ctx, func(r *visit) (b store.Batch, err error) {
 		err = fetch(r, one(accountKey), allOf([]byte{kindApp}), allOf([]byte{kindEnv}), allOf([]byte{kindData}))
 		if err != nil {
 			return nil, err
@@ -299,12 +298,22 @@ func (v *Vault) replaceKEK(ctx context.Context, oldPassword, newPassword *kek.Lo
 			return nil, err // somebody else's change came first
 		}
 		b.Put(accountKey, nil) // its place: the record is made last, under kek.Do
+		listed := map[string][]string{}
 		err = scanApps(r, func(a *app) error {
+			if err := r.holdApp(a.slug, a); err != nil {
+				return err
+			}
 			renewed := *a
-			return rewrap(r, &b, acc, old, s, a, &renewed)
+			envs, err := rewrap(r, &b, acc, old, s, a, &renewed)
+			listed[a.slug] = envs
+			return err
 		})
+		if err != nil {
+			return nil, err
+		}
+		r.noteAccount(&next, s.now())
 		kek.Do(func() { b[0].Value = next.encode(kek.MACKey(key.Bytes())) })
-		return b, err
+		return b, r.holdLists("", listed)
 	})
 }
 
@@ -314,7 +323,7 @@ func (s *Session) RotateApp(ctx context.Context, slug string) error {
 	if err := checkSlug("app", slug); err != nil {
 		return err
 	}
-	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	return s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		if err := fetch(r, one(accountKey), one(appKeyOf(slug))); err != nil {
 			return nil, err
 		}
@@ -335,7 +344,11 @@ func (s *Session) RotateApp(ctx context.Context, slug string) error {
 		}
 		renewed := *a
 		renewed.generations = s.next(a.generations)
-		return b, rewrap(r, &b, acc, s, s, a, &renewed)
+		envs, err := rewrap(r, &b, acc, s, s, a, &renewed)
+		if err != nil {
+			return nil, err
+		}
+		return b, r.holdLists(slug, map[string][]string{slug: envs})
 	})
 }
 
@@ -345,18 +358,22 @@ func (s *Session) next(cs []change) []change {
 
 // rewrap moves an app from the key tree of one session to that of another: the
 // records of the app and its envs, the index keys, every DEK. An app whose
-// generation moves on takes its envs' generations with it.
-func rewrap(r store.Reader, b *store.Batch, acc *account, from, to *Session, a, renewed *app) error {
-	var err error
+// generation moves on takes its envs' generations with it. It returns the envs.
+func rewrap(r *visit, b *store.Batch, acc *account, from, to *Session, a, renewed *app) (envs []string, err error) {
 	kek.Do(func() {
 		if _, err = from.checkedAppKey(a); err == nil {
 			err = to.putApp(b, renewed)
 		}
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return scanEnvs(r, a, func(e *env) error {
+	r.noteApp(renewed, to.now())
+	err = scanEnvs(r, a, func(e *env) error {
+		envs = append(envs, e.slug)
+		if err := r.holdEnv(a, e.slug, e); err != nil {
+			return err
+		}
 		moved := *e
 		moved.app = renewed
 		if renewed.generation() != a.generation() {
@@ -378,12 +395,17 @@ func rewrap(r store.Reader, b *store.Batch, acc *account, from, to *Session, a, 
 		if err := from.openState(acc, e); err != nil {
 			return err
 		}
+		if err := r.holdState(e); err != nil {
+			return err
+		}
 		if moved.state, err = from.check(acc, e, newestOnly(parsed)); err != nil {
 			return err
 		}
 		moved.state.counter++
+		to.noteWritten(r, &moved, moved.state, nil, nil)
 		return rewrapEnv(b, acc, from, to, e, &moved, parsed)
 	})
+	return envs, err
 }
 
 // newestOnly picks the newest version of each secret out of all, in key order.

@@ -49,7 +49,7 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 	var acc *account
 	var e *env
 	var list []*ciphertext
-	err := s.vault.store.View(ctx, func(r store.Reader) (err error) {
+	r, err := s.vault.look(ctx, func(r *visit) (err error) {
 		if acc, e, err = s.env(r, ref); err != nil {
 			return err
 		}
@@ -96,13 +96,14 @@ func (s *Session) Reveal(ctx context.Context, ref Ref, sel Select, fn func([]Sec
 		if sel.Names == nil {
 			slices.SortFunc(secrets, func(a, b Secret) int { return strings.Compare(a.Name, b.Name) })
 		}
+		r.remember() // now: fn need not return
 		err = fn(secrets)
 	})
 	return err
 }
 
 // find returns the selected secrets without their values, or a *MissingError.
-func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]*ciphertext, error) {
+func (s *Session) find(r *visit, acc *account, e *env, sel Select) ([]*ciphertext, error) {
 	if sel.Names == nil {
 		return s.whole(r, acc, e)
 	}
@@ -118,7 +119,7 @@ func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]*cip
 	if err != nil {
 		return nil, err
 	}
-	var list []*entry
+	list := make([]*ciphertext, len(places))
 	var absent []string
 	for i, p := range places {
 		en, err := newestOf(r, p)
@@ -127,27 +128,36 @@ func (s *Session) find(r store.Reader, acc *account, e *env, sel Select) ([]*cip
 		}
 		if en == nil {
 			absent = append(absent, sel.Names[i])
-			continue
+		} else if list[i], err = en.parse(); err != nil {
+			return nil, err
 		}
-		if sel.Version != 0 && sel.Version != en.version {
-			if en, err = versionOf(r, p, sel.Version); err != nil {
+	}
+	if err := s.confirm(r, acc, e, sel.Names, places, list); err != nil {
+		return nil, err
+	}
+	if len(absent) > 0 {
+		return nil, s.missing(r, acc, e, absent)
+	}
+	for i, p := range places {
+		if sel.Version != 0 && sel.Version != list[i].version {
+			en, err := versionOf(r, p, sel.Version)
+			if err != nil {
 				return nil, err
 			}
 			if en == nil {
 				return nil, hint.Errorf(fmt.Sprintf("see what is kept: ov secret history %s --app %s --env %s", sel.Names[i], e.app.slug, e.slug),
 					"version %d of secret %s in %s: %w", sel.Version, sel.Names[i], e.ref(), ErrNotFound)
 			}
+			if list[i], err = en.parse(); err != nil {
+				return nil, err
+			}
 		}
-		list = append(list, en)
 	}
-	if len(absent) > 0 {
-		return nil, s.missing(r, acc, e, absent)
-	}
-	return parseAll(list)
+	return list, nil
 }
 
 // missing makes the error for names that are not there, with near misses.
-func (s *Session) missing(r store.Reader, acc *account, e *env, absent []string) error {
+func (s *Session) missing(r *visit, acc *account, e *env, absent []string) error {
 	list, err := s.whole(r, acc, e)
 	if err != nil {
 		return err
@@ -199,7 +209,7 @@ func (s *Session) describe(acc *account, e *env, list []*ciphertext) (out []Vers
 // It decrypts no value.
 func (s *Session) List(ctx context.Context, ref Ref) ([]Version, error) {
 	var out []Version
-	err := s.vault.store.View(ctx, func(r store.Reader) error {
+	err := s.vault.view(ctx, func(r *visit) error {
 		acc, e, err := s.env(r, ref)
 		if err != nil {
 			return err
@@ -221,7 +231,7 @@ func (s *Session) List(ctx context.Context, ref Ref) ([]Version, error) {
 // History describes the kept versions of one secret, newest first.
 func (s *Session) History(ctx context.Context, ref Ref, name string) ([]Version, error) {
 	var out []Version
-	err := s.vault.store.View(ctx, func(r store.Reader) error {
+	err := s.vault.view(ctx, func(r *visit) error {
 		acc, e, err := s.env(r, ref)
 		if err != nil {
 			return err
@@ -234,12 +244,19 @@ func (s *Session) History(ctx context.Context, ref Ref, name string) ([]Version,
 		if err != nil {
 			return err
 		}
-		if len(list) == 0 {
-			return s.missing(r, acc, e, []string{name})
-		}
 		parsed, err := parseAll(list)
 		if err != nil {
 			return err
+		}
+		found := []*ciphertext{nil}
+		if len(parsed) > 0 {
+			found[0] = parsed[len(parsed)-1]
+		}
+		if err := s.confirm(r, acc, e, []string{name}, places, found); err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return s.missing(r, acc, e, []string{name})
 		}
 		out, err = s.describe(acc, e, parsed)
 		return err
@@ -309,7 +326,7 @@ func (s *Session) Put(ctx context.Context, ref Ref, list []Put, opt PutOptions) 
 		return nil, err
 	}
 	var results []PutResult
-	plan := func(r store.Reader) (b store.Batch, err error) {
+	plan := func(r *visit) (b store.Batch, err error) {
 		var acc *account
 		var e *env
 		absent := false
@@ -338,9 +355,10 @@ func (s *Session) Put(ctx context.Context, ref Ref, list []Put, opt PutOptions) 
 		return b, err
 	}
 	if opt.DryRun {
-		err = s.vault.store.View(ctx, func(r store.Reader) error { _, err := plan(r); return err })
+		// What is planned is not remembered.
+		_, err = s.vault.look(ctx, func(r *visit) error { _, err := plan(r); return err })
 	} else {
-		err = s.vault.store.Update(ctx, plan)
+		err = s.vault.update(ctx, plan)
 	}
 	if err != nil {
 		return nil, err
@@ -380,32 +398,35 @@ func abbreviated(list []string) string {
 }
 
 // absent reports whether there is no such env.
-func (s *Session) absent(r store.Reader, ref Ref) (bool, error) {
+func (s *Session) absent(r *visit, ref Ref) (bool, error) {
 	if err := s.fetchEnv(r, ref); err != nil {
 		return false, err
 	}
-	a, err := lookupApp(r, ref.App)
+	if _, err := s.account(r); err != nil {
+		return false, err
+	}
+	a, err := r.lookupApp(ref.App)
 	if a == nil || err != nil {
 		return true, err
 	}
-	e, err := lookupEnv(r, a, ref.Env)
+	e, err := r.lookupEnv(a, ref.Env)
 	return e == nil, err
 }
 
 // addMissing makes the env, and the app too if that is missing.
-func (s *Session) addMissing(r store.Reader, b *store.Batch, ref Ref) (acc *account, e *env, err error) {
+func (s *Session) addMissing(r *visit, b *store.Batch, ref Ref) (acc *account, e *env, err error) {
 	if acc, err = s.account(r); err != nil {
 		return nil, nil, err
 	}
-	a, err := lookupApp(r, ref.App)
+	a, err := r.lookupApp(ref.App)
 	if err != nil {
 		return nil, nil, err
 	}
 	kek.Do(func() {
 		if a == nil {
-			e, err = s.addApp(b, acc, ref)
+			e, err = s.addApp(r, b, acc, ref)
 		} else {
-			e, err = s.addEnv(b, acc, a, ref.Env)
+			e, err = s.addEnv(r, b, acc, a, ref.Env)
 		}
 	})
 	return acc, e, err
@@ -496,9 +517,17 @@ func (c *candidate) outcome(existing Existing) Outcome {
 }
 
 // put plans the writes into the batch.
-func (s *Session) put(r store.Reader, b *store.Batch, acc *account, e *env, places []place, list []Put, opt PutOptions) ([]PutResult, error) {
+func (s *Session) put(r *visit, b *store.Batch, acc *account, e *env, places []place, list []Put, opt PutOptions) ([]PutResult, error) {
 	candidates, err := candidates(r, e, places, list)
 	if err != nil {
+		return nil, err
+	}
+	nameList := make([]string, len(list))
+	found := make([]*ciphertext, len(list))
+	for i := range list {
+		nameList[i], found[i] = list[i].Name, candidates[i].newest
+	}
+	if err := s.confirm(r, acc, e, nameList, places, found); err != nil {
 		return nil, err
 	}
 	kek.Do(func() {
@@ -567,7 +596,7 @@ func (s *Session) nextVersion(b *store.Batch, p place, old []*entry, m metadata,
 
 // Delete deletes secrets with all their versions, all of them or none.
 func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
-	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	return s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		acc, e, err := s.env(r, ref)
 		if err != nil {
 			return nil, err
@@ -585,12 +614,14 @@ func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
 		}
 		var absent []string
 		var gone []*ciphertext
-		seen := map[nameIndex]bool{}
+		found := make([]*ciphertext, len(places))
+		seen := map[nameIndex]int{}
 		for i, p := range places {
-			if seen[p.index] {
+			if first, again := seen[p.index]; again {
+				found[i] = found[first]
 				continue
 			}
-			seen[p.index] = true
+			seen[p.index] = i
 			all, err := versions(r, p)
 			if err != nil {
 				return nil, err
@@ -599,15 +630,17 @@ func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
 				absent = append(absent, list[i])
 				continue
 			}
-			newest, err := all[len(all)-1].parse()
-			if err != nil {
+			if found[i], err = all[len(all)-1].parse(); err != nil {
 				return nil, err
 			}
-			gone = append(gone, newest)
+			gone = append(gone, found[i])
 			for _, en := range all {
 				b.Delete(en.key(kindData))
 				b.Delete(en.key(kindValue))
 			}
+		}
+		if err := s.confirm(r, acc, e, list, places, found); err != nil {
+			return nil, err
 		}
 		if len(absent) > 0 {
 			return nil, s.missing(r, acc, e, absent)
@@ -621,7 +654,7 @@ func (s *Session) Delete(ctx context.Context, ref Ref, list []string) error {
 
 // Rollback makes the value of an older version the newest, as a new version.
 func (s *Session) Rollback(ctx context.Context, ref Ref, name string, version uint32) (res PutResult, err error) {
-	err = s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	err = s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		acc, e, err := s.env(r, ref)
 		if err != nil {
 			return nil, err

@@ -507,7 +507,7 @@ func setup2(t testing.TB) *memory {
 func TestVersionsRunOut(t *testing.T) {
 	f, m := setup(t)
 	s := unlock(t, m, f.account)
-	err := m.Update(t.Context(), func(r store.Reader) (b store.Batch, err error) {
+	err := s.vault.update(t.Context(), func(r *visit) (b store.Batch, err error) {
 		acc, e, err := s.env(r, prod)
 		if err != nil {
 			return nil, err

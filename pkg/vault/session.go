@@ -73,14 +73,14 @@ func (s *Session) Key() (*kek.Locked, error) { return s.key.Clone() }
 
 // Check fails with ErrDeadKey when the keys were changed since the unlock.
 func (s *Session) Check(ctx context.Context) error {
-	return s.vault.store.View(ctx, func(r store.Reader) error {
+	return s.vault.view(ctx, func(r *visit) error {
 		_, err := s.account(r)
 		return err
 	})
 }
 
 // account reads the account's record, and checks it when the session's key can.
-func (s *Session) account(r store.Reader) (*account, error) {
+func (s *Session) account(r *visit) (*account, error) {
 	if len(s.key.Bytes()) != kek.KeySize {
 		return nil, ErrClosed
 	}
@@ -88,20 +88,27 @@ func (s *Session) account(r store.Reader) (*account, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.holdAccount(acc); err != nil {
+		return nil, err
+	}
 	if c, ok := since(acc.epochs, s.epoch); ok {
 		return nil, deadKey("the unlocked key", c)
+	}
+	if acc.epoch() < s.epoch {
+		return nil, olderThanKey(Ref{}, s.epoch, acc.epoch())
 	}
 	if s.level == LevelAccount {
 		kek.Do(func() { err = acc.rec.Verify(kek.MACKey(s.key.Bytes())) })
 		if err != nil {
 			return nil, damaged("account", err)
 		}
+		r.noteAccount(acc, s.now())
 	}
 	return acc, nil
 }
 
 // env reads and checks the env, whose key the session must be able to derive.
-func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
+func (s *Session) env(r *visit, ref Ref) (*account, *env, error) {
 	if err := ref.check(); err != nil {
 		return nil, nil, err
 	}
@@ -132,9 +139,19 @@ func (s *Session) env(r store.Reader, ref Ref) (*account, *env, error) {
 			return nil, nil, deadKey("the unlocked key", c)
 		}
 	}
+	if s.level != LevelAccount && e.app.generation() < s.appGen {
+		return nil, nil, olderThanKey(Ref{App: ref.App}, s.appGen, e.app.generation())
+	}
+	if s.level == LevelEnv && e.generation() < s.envGen {
+		return nil, nil, olderThanKey(ref, s.envGen, e.generation())
+	}
 	if err := s.openState(acc, e); err != nil {
 		return nil, nil, err
 	}
+	if err := r.holdState(e); err != nil {
+		return nil, nil, err
+	}
+	s.noteEnv(r, e, e.state, false, false, nil)
 	s.ids.Store(ref.App, e.app.id)
 	return acc, e, nil
 }
@@ -507,7 +524,7 @@ func (s *Session) CreateApp(ctx context.Context, slug string) error {
 	if err := checkSlug("app", slug); err != nil {
 		return err
 	}
-	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	return s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		if err := fetch(r, one(accountKey), one(appKeyOf(slug))); err != nil {
 			return nil, err
 		}
@@ -515,10 +532,10 @@ func (s *Session) CreateApp(ctx context.Context, slug string) error {
 		if err != nil {
 			return nil, err
 		}
-		if a, err := lookupApp(r, slug); a != nil || err != nil {
+		if a, err := r.lookupApp(slug); a != nil || err != nil {
 			return nil, orExists(err, "app "+slug)
 		}
-		kek.Do(func() { _, err = s.addApp(&b, acc, Ref{slug, names.DefaultEnv}) })
+		kek.Do(func() { _, err = s.addApp(r, &b, acc, Ref{slug, names.DefaultEnv}) })
 		return b, err
 	})
 }
@@ -532,18 +549,22 @@ func orExists(err error, what string) error {
 }
 
 // addApp makes an app with its first env. Call it inside kek.Do.
-func (s *Session) addApp(b *store.Batch, acc *account, ref Ref) (*env, error) {
+func (s *Session) addApp(r *visit, b *store.Batch, acc *account, ref Ref) (*env, error) {
 	a := &app{slug: ref.App, id: newID(), generations: s.first()}
 	if err := s.putApp(b, a); err != nil {
 		return nil, err
 	}
-	return s.addEnv(b, acc, a, ref.Env)
+	return s.addEnv(r, b, acc, a, ref.Env)
 }
 
 // addEnv makes an env. Call it inside kek.Do.
-func (s *Session) addEnv(b *store.Batch, acc *account, a *app, slug string) (*env, error) {
+func (s *Session) addEnv(r *visit, b *store.Batch, acc *account, a *app, slug string) (*env, error) {
 	e := &env{app: a, slug: slug, id: newID(), generations: s.first(), fresh: true}
-	return e, s.putEnv(b, acc, e)
+	if err := s.putEnv(b, acc, e); err != nil {
+		return nil, err
+	}
+	s.noteEnv(r, e, e.state, false, true, nil)
+	return e, nil
 }
 
 func (s *Session) first() []change { return []change{{1, s.vault.now(), ReasonCreated}} }
@@ -553,7 +574,7 @@ func (s *Session) CreateEnv(ctx context.Context, ref Ref) error {
 	if err := ref.check(); err != nil {
 		return err
 	}
-	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	return s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		if err := s.fetchEnv(r, ref); err != nil {
 			return nil, err
 		}
@@ -565,10 +586,10 @@ func (s *Session) CreateEnv(ctx context.Context, ref Ref) error {
 		if err != nil {
 			return nil, err
 		}
-		if e, err := lookupEnv(r, a, ref.Env); e != nil || err != nil {
+		if e, err := r.lookupEnv(a, ref.Env); e != nil || err != nil {
 			return nil, orExists(err, "env "+ref.String())
 		}
-		kek.Do(func() { _, err = s.addEnv(&b, acc, a, ref.Env) })
+		kek.Do(func() { _, err = s.addEnv(r, &b, acc, a, ref.Env) })
 		return b, err
 	})
 }
@@ -579,7 +600,7 @@ func (s *Session) DeleteApp(ctx context.Context, slug string) error {
 	if err := checkSlug("app", slug); err != nil {
 		return err
 	}
-	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	return s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		if err := fetch(r, one(accountKey), one(appKeyOf(slug))); err != nil {
 			return nil, err
 		}
@@ -598,6 +619,7 @@ func (s *Session) DeleteApp(ctx context.Context, slug string) error {
 			return nil, err
 		}
 		b.Delete(appKeyOf(slug))
+		r.noteGone(Ref{App: slug})
 		return b, deleteAll(r, &b, append([]byte{kindEnv}, a.id[:]...),
 			append([]byte{kindData}, a.id[:]...), append([]byte{kindValue}, a.id[:]...))
 	})
@@ -606,7 +628,7 @@ func (s *Session) DeleteApp(ctx context.Context, slug string) error {
 // DeleteEnv deletes an env with all its secrets and versions. It needs the
 // account's key or the app's.
 func (s *Session) DeleteEnv(ctx context.Context, ref Ref) error {
-	return s.vault.store.Update(ctx, func(r store.Reader) (b store.Batch, err error) {
+	return s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		_, e, err := s.env(r, ref)
 		if err != nil {
 			return nil, err
@@ -615,6 +637,7 @@ func (s *Session) DeleteEnv(ctx context.Context, ref Ref) error {
 			return nil, fmt.Errorf("%w: the key is for env %s", ErrScope, s.scopeName())
 		}
 		b.Delete(envKeyOf(e.app.id, e.slug))
+		r.noteGone(ref)
 		return b, deleteAll(r, &b, e.prefix(kindData), e.prefix(kindValue))
 	})
 }
@@ -640,6 +663,29 @@ func deleteAll(r store.Reader, b *store.Batch, prefixes ...[]byte) error {
 }
 
 // Apps lists the vault's apps.
-func (s *Session) Apps(ctx context.Context) ([]App, error) { return s.vault.Apps(ctx) }
+func (s *Session) Apps(ctx context.Context) ([]App, error) {
+	var list []App
+	err := s.vault.view(ctx, func(r *visit) error {
+		if err := fetchApps(r); err != nil {
+			return err
+		}
+		acc, err := readAccount(r)
+		if err != nil {
+			return err
+		}
+		if err := r.holdAccount(acc); err != nil {
+			return err
+		}
+		if list, err = listApps(r); err != nil {
+			return err
+		}
+		listed := map[string][]string{}
+		for _, a := range list {
+			listed[a.Slug] = a.Envs
+		}
+		return r.holdLists("", listed)
+	})
+	return list, err
+}
 
 func (s *Session) now() time.Time { return s.vault.now() }

@@ -18,7 +18,7 @@ func (s *Session) Snapshot(ctx context.Context, ref Ref) (store.Batch, error) {
 	var acc *account
 	var e *env
 	var list []*ciphertext
-	err := s.vault.store.View(ctx, func(r store.Reader) (err error) {
+	r, err := s.vault.look(ctx, func(r *visit) (err error) {
 		b = nil
 		if acc, e, err = s.env(r, ref); err != nil {
 			return err
@@ -65,6 +65,7 @@ func (s *Session) Snapshot(ctx context.Context, ref Ref) (store.Batch, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.remember()
 	for _, c := range list {
 		b.Put(c.key(kindData), c.data)
 		b.Put(c.key(kindValue), c.value)
@@ -77,7 +78,7 @@ func (s *Session) Snapshot(ctx context.Context, ref Ref) (store.Batch, error) {
 // Snapshot returned, but for the register.
 func (s *Session) EnvRecord(ctx context.Context, ref Ref) ([]byte, error) {
 	var record []byte
-	err := s.vault.store.View(ctx, func(r store.Reader) error {
+	err := s.vault.view(ctx, func(r *visit) error {
 		_, e, err := s.env(r, ref)
 		if err != nil {
 			return err

@@ -130,7 +130,11 @@ func (s *Session) check(acc *account, e *env, list []*ciphertext) (state, error)
 	if got.secrets != e.state.secrets {
 		what = fmt.Sprintf("it has %s, and %d came", plural(int(e.state.secrets), "secret"), got.secrets)
 	}
-	return got, hint.Errorf("restore the vault from a backup; to go on with what is there: --accept-rollback",
+	return got, withheld(e, what)
+}
+
+func withheld(e *env, what string) error {
+	return hint.Errorf("restore the vault from a backup; to go on with what is there: --accept-rollback",
 		"env %s: %w: %s", e.ref(), ErrWithheld, what)
 }
 
@@ -146,18 +150,21 @@ func (s *Session) all(r store.Reader, acc *account, e *env) ([]*ciphertext, erro
 	return parseAll(list)
 }
 
-// whole is all, checked.
-func (s *Session) whole(r store.Reader, acc *account, e *env) ([]*ciphertext, error) {
+// whole is all, checked and noted.
+func (s *Session) whole(r *visit, acc *account, e *env) ([]*ciphertext, error) {
 	list, err := s.all(r, acc, e)
 	if err == nil {
 		_, err = s.check(acc, e, list)
+	}
+	if err == nil {
+		s.noteAll(r, e, list)
 	}
 	return list, err
 }
 
 // write puts new versions into the env, and the env's record with what is then
 // there. gone are those that were the newest of their secrets.
-func (s *Session) write(r store.Reader, b *store.Batch, acc *account, e *env, gone []*ciphertext, fresh []*plaintext, progress func(int)) error {
+func (s *Session) write(r *visit, b *store.Batch, acc *account, e *env, gone []*ciphertext, fresh []*plaintext, progress func(int)) error {
 	st := e.state
 	if !e.fresh && (st.counter == 0 || s.vault.accept) {
 		list, err := s.all(r, acc, e)
@@ -204,6 +211,7 @@ func (s *Session) write(r store.Reader, b *store.Batch, acc *account, e *env, go
 	for _, p := range fresh {
 		p.put(b)
 	}
+	s.noteWritten(r, e, st, gone, fresh)
 	return nil
 }
 

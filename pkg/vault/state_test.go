@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/opaquevault/ov/pkg/hint"
-	"github.com/opaquevault/ov/pkg/store"
 )
 
 // stateOf returns the env's state, and fails unless it is what a count of the
@@ -17,7 +16,7 @@ import (
 func stateOf(t testing.TB, s *Session, ref Ref) state {
 	t.Helper()
 	var st state
-	err := s.vault.store.View(t.Context(), func(r store.Reader) error {
+	err := s.vault.view(t.Context(), func(r *visit) error {
 		acc, e, err := s.env(r, ref)
 		if err != nil {
 			return err
@@ -47,7 +46,9 @@ func TestStateCounts(t *testing.T) {
 		t.Fatalf("state %+v", before)
 	}
 	elsewhere := stateOf(t, s, staging)
-	put := func(s *Session, opt PutOptions, list ...Put) error { return second(s.Put(t.Context(), prod, list, opt)) }
+	put := func(s *Session, opt PutOptions, list ...Put) error {
+		return second(s.Put(t.Context(), prod, list, opt))
+	}
 	for _, c := range []struct {
 		what    string
 		do      func() error
@@ -139,7 +140,7 @@ func TestWithheld(t *testing.T) {
 
 	keyOf := func(kind byte, name string, version uint32) (key string) {
 		t.Helper()
-		err := m.View(t.Context(), func(r store.Reader) error {
+		err := s.vault.view(t.Context(), func(r *visit) error {
 			acc, e, err := s.env(r, prod)
 			if err != nil {
 				return err
@@ -271,7 +272,7 @@ func TestUncounted(t *testing.T) {
 			t.Fatal(err)
 		}
 		uncounted := func(ref Ref) bool {
-			e, err := readEnv(m.snapshot(), ref)
+			e, err := readEnv(&visit{Reader: m.snapshot()}, ref)
 			return err == nil && e.sealedState == nil
 		}
 		if err := s.Delete(t.Context(), prod, nil); err != nil || !uncounted(prod) || !uncounted(dev) {

@@ -378,7 +378,7 @@ func TestMovedRecords(t *testing.T) {
 
 func appID(t testing.TB, m *memory, ref Ref) string {
 	t.Helper()
-	a, err := readApp(m.snapshot(), ref.App)
+	a, err := readApp(&visit{Reader: m.snapshot()}, ref.App)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +387,7 @@ func appID(t testing.TB, m *memory, ref Ref) string {
 
 func envID(t testing.TB, m *memory, ref Ref) string {
 	t.Helper()
-	e, err := readEnv(m.snapshot(), ref)
+	e, err := readEnv(&visit{Reader: m.snapshot()}, ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,9 +63,10 @@ func checkName(name string) error {
 
 // Vault is a store of records that is not unlocked.
 type Vault struct {
-	store  store.Store
-	now    func() time.Time
-	accept bool // go on with what a store has left
+	store   store.Store
+	now     func() time.Time
+	witness Witness // or nil
+	accept  bool    // go on with what a store has left
 }
 
 // New returns the vault kept in st.
@@ -81,8 +82,8 @@ func New(st store.Store, options ...Option) *Vault {
 type Option func(*Vault)
 
 // AcceptRollback makes the vault go on with what the store has, though it be old
-// or incomplete: reads do not fail with ErrWithheld, and a write to an env counts
-// anew what is there.
+// or incomplete: nothing fails with ErrWithheld or ErrRollback, and a write to an
+// env counts anew what is there.
 func AcceptRollback() Option { return func(v *Vault) { v.accept = true } }
 
 // Create is what a new vault is written through: all at once, over nothing.
@@ -177,24 +178,34 @@ type App struct {
 
 // Apps lists the apps and their envs by slug.
 func (v *Vault) Apps(ctx context.Context) ([]App, error) {
-	list := []App{}
-	err := v.store.View(ctx, func(r store.Reader) error {
-		list = list[:0]
-		if err := fetch(r, one(accountKey), allOf([]byte{kindApp}), allOf([]byte{kindEnv})); err != nil {
+	var list []App
+	err := v.store.View(ctx, func(r store.Reader) (err error) {
+		if err := fetchApps(r); err != nil {
 			return err
 		}
 		if _, err := readAccount(r); err != nil {
 			return err
 		}
-		return scanApps(r, func(a *app) error {
-			item := App{Slug: a.slug, Created: a.generations[0].at, Envs: []string{}}
-			err := scanEnvs(r, a, func(e *env) error {
-				item.Envs = append(item.Envs, e.slug)
-				return nil
-			})
-			list = append(list, item)
-			return err
+		list, err = listApps(r)
+		return err
+	})
+	return list, err
+}
+
+func fetchApps(r store.Reader) error {
+	return fetch(r, one(accountKey), allOf([]byte{kindApp}), allOf([]byte{kindEnv}))
+}
+
+func listApps(r store.Reader) ([]App, error) {
+	list := []App{}
+	err := scanApps(r, func(a *app) error {
+		item := App{Slug: a.slug, Created: a.generations[0].at, Envs: []string{}}
+		err := scanEnvs(r, a, func(e *env) error {
+			item.Envs = append(item.Envs, e.slug)
+			return nil
 		})
+		list = append(list, item)
+		return err
 	})
 	return list, err
 }
@@ -246,8 +257,8 @@ func lookupEnv(r store.Reader, a *app, slug string) (*env, error) {
 }
 
 // readApp fails with ErrNotFound and near misses.
-func readApp(r store.Reader, slug string) (*app, error) {
-	a, err := lookupApp(r, slug)
+func readApp(r *visit, slug string) (*app, error) {
+	a, err := r.lookupApp(slug)
 	if a != nil || err != nil {
 		return a, err
 	}
@@ -260,7 +271,7 @@ func readApp(r store.Reader, slug string) (*app, error) {
 }
 
 // readEnv fails with ErrNotFound and near misses.
-func readEnv(r store.Reader, ref Ref) (*env, error) {
+func readEnv(r *visit, ref Ref) (*env, error) {
 	if err := ref.check(); err != nil {
 		return nil, err
 	}
@@ -268,7 +279,7 @@ func readEnv(r store.Reader, ref Ref) (*env, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := lookupEnv(r, a, ref.Env)
+	e, err := r.lookupEnv(a, ref.Env)
 	if e != nil || err != nil {
 		return e, err
 	}
@@ -301,9 +312,11 @@ func notFound(kind, what string, have []string, list, create string) error {
 // ErrWrongPassword. The caller keeps password and destroys the session.
 func (v *Vault) Unlock(ctx context.Context, password *kek.Locked) (*Session, error) {
 	var acc *account
-	err := v.store.View(ctx, func(r store.Reader) (err error) {
-		acc, err = readAccount(r)
-		return err
+	r, err := v.look(ctx, func(r *visit) (err error) {
+		if acc, err = readAccount(r); err != nil {
+			return err
+		}
+		return r.holdAccount(acc)
 	})
 	if err != nil {
 		return nil, err
@@ -312,6 +325,8 @@ func (v *Vault) Unlock(ctx context.Context, password *kek.Locked) (*Session, err
 	if err != nil {
 		return nil, err
 	}
+	r.noteAccount(acc, v.now())
+	r.remember()
 	return &Session{vault: v, key: key, level: LevelAccount, epoch: acc.epoch()}, nil
 }
 
@@ -366,7 +381,7 @@ func (a *account) unlock(ctx context.Context, password *kek.Locked) (*kek.Locked
 // ErrUnknownKey or ErrDeadKey.
 func (v *Vault) UnlockKey(ctx context.Context, key *kek.Locked) (*Session, error) {
 	s := &Session{vault: v, key: key}
-	if err := v.store.View(ctx, s.identify); err != nil {
+	if err := v.view(ctx, s.identify); err != nil {
 		key.Destroy()
 		return nil, err
 	}
@@ -374,7 +389,7 @@ func (v *Vault) UnlockKey(ctx context.Context, key *kek.Locked) (*Session, error
 }
 
 // identify finds out from the register what the session's key opens.
-func (s *Session) identify(r store.Reader) error {
+func (s *Session) identify(r *visit) error {
 	if len(s.key.Bytes()) != kek.KeySize {
 		return hint.Errorf("make one with: ov auth derive-machine-key --out FILE",
 			"machine key of %d bytes instead of %d: %w", len(s.key.Bytes()), kek.KeySize, ErrUnknownKey)
@@ -394,6 +409,9 @@ func (s *Session) identify(r store.Reader) error {
 	if err != nil {
 		return err
 	}
+	if err := r.holdAccount(acc); err != nil {
+		return err
+	}
 	err = r.Scan(registerPrefix(fingerprint), func(key, b []byte) (err error) {
 		entry, err = decodeRegister(bytes.Clone(key), bytes.Clone(b))
 		return err
@@ -410,12 +428,48 @@ func (s *Session) identify(r store.Reader) error {
 	if verr != nil {
 		return damaged(fmt.Sprintf("machine key register entry %x", fingerprint), verr)
 	}
+	if acc.epoch() < entry.epoch {
+		return olderThanKey(Ref{}, entry.epoch, acc.epoch())
+	}
+	if err := entry.hold(r); err != nil {
+		return err
+	}
 	if err := entry.dead(r, acc); err != nil {
 		return err
 	}
 	s.level, s.appID, s.envID, s.scope = entry.level, entry.appID, entry.envID, entry.scope
 	s.epoch, s.appGen, s.envGen = entry.epoch, entry.appGen, entry.envGen
 	return nil
+}
+
+// olderThanKey is the error for a record from before the key was made. It takes
+// no witness: the key itself remembers.
+func olderThanKey(ref Ref, key, record uint32) error {
+	return rolledBack(RollbackError{Ref: ref, Was: fmt.Sprintf("key change %d when the key was made", key), Now: fmt.Sprintf("%d", record)})
+}
+
+// hold looks up what the entry's key opens, for what is remembered of it.
+func (r *register) hold(v *visit) error {
+	if r.level == LevelAccount {
+		return nil
+	}
+	if err := r.fetch(v); err != nil {
+		return err
+	}
+	a, err := v.lookupApp(r.scope.App)
+	if err == nil && a != nil && r.level == LevelEnv {
+		_, err = v.lookupEnv(a, r.scope.Env)
+	}
+	return err
+}
+
+// fetch asks for the records of what the entry's key opens.
+func (r *register) fetch(rd store.Reader) error {
+	ranges := []store.Range{one(appKeyOf(r.scope.App))}
+	if r.level == LevelEnv {
+		ranges = append(ranges, one(envKeyOf(r.appID, r.scope.Env)))
+	}
+	return fetch(rd, ranges...)
 }
 
 // dead returns an error that says since when a registered key opens nothing.
@@ -427,11 +481,7 @@ func (r *register) dead(rd store.Reader, acc *account) error {
 	if r.level == LevelAccount {
 		return nil
 	}
-	ranges := []store.Range{one(appKeyOf(r.scope.App))}
-	if r.level == LevelEnv {
-		ranges = append(ranges, one(envKeyOf(r.appID, r.scope.Env)))
-	}
-	if err := fetch(rd, ranges...); err != nil {
+	if err := r.fetch(rd); err != nil {
 		return err
 	}
 	a, err := lookupApp(rd, r.scope.App)
