@@ -98,7 +98,7 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 	f.BoolVar(&locked, "locked", false, "start locked, to be unlocked by: ov agent unlock")
 	f.BoolVar(&foreground, "foreground", false, "stay in the foreground")
 	f.DurationVar(&stale, maxStale, cache.DefaultMaxStale, "how old what a server has said may be while it is away; 0 for never")
-	f.BoolVar(&acceptRollback, "accept-rollback", false, "believe a server that shows an older state than it has before, from now on")
+	f.BoolVar(&acceptRollback, "accept-rollback", false, "believe a store that shows an older state than it has before, or an incomplete one, from now on")
 	f.DurationVar(&ttl, "ttl", 0, "lock so long after the unlock, such as 8h (default: never)")
 	f.DurationVar(&idle, "idle", 0, "lock so long after the last request, such as 30m (default: never)")
 	cmd.MarkFlagsMutuallyExclusive("machine-key", "password-stdin", "locked")

@@ -75,7 +75,7 @@ func (u *unlockFlags) add(cmd *cobra.Command) {
 func (u *unlockFlags) addServer(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.DurationVar(&u.MaxStale, maxStale, cache.DefaultMaxStale, "how old what a server has said may be while it is away; 0 for never")
-	f.BoolVar(&u.AcceptRollback, "accept-rollback", false, "believe a server that shows an older state than it has before, from now on")
+	f.BoolVar(&u.AcceptRollback, "accept-rollback", false, "believe a store that shows an older state than it has before, or an incomplete one, from now on")
 }
 
 // open opens the vault: with the machine key if one is given, else through the

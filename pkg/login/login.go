@@ -76,7 +76,7 @@ func IsURL(address string) bool {
 // https://host:port in lower case, without a port if that is 443.
 func Canonical(address string) (string, error) {
 	fail := func(what string) error {
-		return hint.Errorf("an address looks like this: https://vault.example.com:7443",
+		return hint.Errorf("an address looks like this: https://vault.example.com:8443",
 			"%s is not the address of a server: %s", safefile.Quote(address), what)
 	}
 	u, err := url.Parse(address)

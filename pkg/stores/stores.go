@@ -21,10 +21,12 @@ import (
 	"github.com/opaquevault/ov/pkg/store/remote"
 	"github.com/opaquevault/ov/pkg/vault"
 	"github.com/opaquevault/ov/pkg/version"
+	"github.com/opaquevault/ov/pkg/witness"
 	"github.com/opaquevault/ov/pkg/xdg"
 )
 
-// Options say how a vault on a server is used. They mean nothing for a file.
+// Options say how a vault on a server is used. For a file they mean nothing, but
+// for AcceptRollback.
 type Options struct {
 	// MachineKey is the file of the machine key that will open the vault, if one
 	// will: its login is used in place of the account's own.
@@ -32,8 +34,9 @@ type Options struct {
 	// MaxStale is for how long what the server has said is used while it is away:
 	// 0 is cache.DefaultMaxStale, less than 0 is never.
 	MaxStale time.Duration
-	// AcceptRollback has the vault forget what it has seen, once: a server that
-	// shows an older state is believed.
+	// AcceptRollback believes a store that shows an older state than it has before,
+	// or an incomplete one: what it shows is what is remembered from then on. It is
+	// for files too.
 	AcceptRollback bool
 	// Wait is how long a server that is away is waited for: 0 is a few seconds,
 	// less than 0 tries once.
@@ -74,9 +77,13 @@ func Default(machineKey string) (string, error) {
 // Open returns the vault at an address, locked, and its store. It does not
 // connect: that a file or a server is not there shows when it is used.
 func Open(address string, o Options) (*vault.Vault, store.Store, error) {
+	var options []vault.Option
+	if o.AcceptRollback {
+		options = append(options, vault.AcceptRollback())
+	}
 	if !IsURL(address) {
 		st := bolt.New(address)
-		return vault.New(st), st, nil
+		return vault.New(st, options...), st, nil
 	}
 	l, err := Login(address, o.MachineKey)
 	if err != nil {
@@ -87,8 +94,13 @@ func Open(address string, o Options) (*vault.Vault, store.Store, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	seen := witness.Open("", func(err error) {
+		if o.Tell != nil {
+			o.Tell(err.Error())
+		}
+	})
 	st := &Remote{Store: cached(&account{r, l.URL}, l, o), far: r}
-	return vault.New(st), st, nil
+	return vault.New(st, append(options, vault.WithWitness(seen))...), st, nil
 }
 
 // cached puts the login's cache before a server. An account without a place for
