@@ -47,7 +47,8 @@ the one in --ca FILE; the one that the server shows, if --ca-fingerprint is its
 SHA-256 fingerprint, as "ov-server init" printed it, or if you say so when you are
 shown it; or the one among this system's CAs that vouches for the server.`,
 		Example: `  ov auth login --server https://vault.example.com:8443
-  ov auth login --server https://vault.example.com:8443 --ca ca.pem --api-key-stdin <key`,
+  ov auth login --server https://vault.example.com:8443 --ca ca.pem
+  pass show ov-api-key | ov auth login --server https://vault.example.com:8443 --api-key-stdin`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
 	}

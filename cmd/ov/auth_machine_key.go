@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opaquevault/ov/pkg/access"
+	"github.com/opaquevault/ov/pkg/apikey"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/login"
@@ -292,6 +293,9 @@ written from then on, with new keys: "ov auth rotate-key", or only for one app
 "ov auth rotate-key --app APP".`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
+			if !apikey.ValidID(strings.ToLower(argv[0])) { // which has the same form
+				return usage(hint.Errorf("see: ov auth machine-keys", "not the fingerprint of a machine key, which has 16 hexadecimal digits"))
+			}
 			only := &number
 			if !cmd.Flags().Changed("number") {
 				only = nil

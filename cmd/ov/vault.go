@@ -108,6 +108,9 @@ func (m *moveFlags) run(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
+	if m.force {
+		sayRollback(cmd, to)
+	}
 	return report(cmd, m.asJSON, moved{from, to, res})
 }
 
@@ -288,15 +291,20 @@ of a rollback from then on, and has to say --accept-rollback once.`,
 			if err != nil {
 				return err
 			}
-			if stores.IsURL(to) {
-				fmt.Fprintf(cmd.ErrOrStderr(), "who has seen a newer state of it needs, once: ov secret list --accept-rollback\n")
-			}
+			sayRollback(cmd, to)
 			return report(cmd, asJSON, moved{file, to, res})
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	jsonFlag(cmd, &asJSON)
 	return cmd
+}
+
+// sayRollback says what follows when a server's vault may have gone back.
+func sayRollback(cmd *cobra.Command, to string) {
+	if stores.IsURL(to) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "who has seen a newer state of the vault there needs, once: ov secret list --accept-rollback")
+	}
 }
 
 // restore replaces what is at an address, and keeps it if it is a file.
