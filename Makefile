@@ -23,7 +23,7 @@ PROTOC_CONNECT := $(TOOLS)/protoc-gen-connect-go-v1.21.1
 
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # What needs more than `go test` has a target of its own.
-SPECIAL   := /test/(systemd|memory|faults|mcp)(/|$$)
+SPECIAL   := /test/(systemd|memory|faults|mcp|teams)(/|$$)
 
 # gotest is `go test` that also writes each skipped test, and why, to NOT_RUN.
 gotest = go run ./test/setup/gotest
@@ -57,7 +57,7 @@ cross: ## the same for every platform, into bin/OS-ARCH/
 # Cheap and quick to fail first. Every step ends the run when it fails, and the
 # last lines say what this machine could not run.
 TEST_STEPS := tidy vet test-rules setup build lint generate-check test-unit cross \
-	test-detection test-memory test-mcp test-faults test-systemd demo fuzz-short vuln
+	test-detection test-memory test-mcp test-faults test-teams test-systemd demo fuzz-short vuln
 
 .PHONY: test
 test: ## everything: sets up what it needs and runs it
@@ -115,6 +115,12 @@ test-faults: build ## kill -9 at random points, many processes at once
 	OV_FAULTS=$${OV_FAULTS:-40} $(gotest) -show -count=1 -timeout 60m ./test/faults/...
 faults: ## the same with 500 kills of each operation
 	OV_FAULTS=500 $(MAKE) test-faults
+
+.PHONY: test-teams teams
+test-teams: ## kill -9 of PostgreSQL and ov-server under a team's load (root, Debian)
+	$(gotest) -show -count=1 -timeout 60m ./test/teams/...
+teams: ## the same with 50 rounds of kills
+	OV_TEAMS=50 $(MAKE) test-teams
 
 .PHONY: test-systemd
 test-systemd: build ## the migration guide in a real systemd (root, Debian)

@@ -397,7 +397,7 @@ func TestSuitesExist(t *testing.T) {
 		t.Log("the programs have no Go files yet")
 		return
 	}
-	for _, dir := range []string{"test/systemd", "test/memory", "test/faults", "test/mcp", "test/detection"} {
+	for _, dir := range []string{"test/systemd", "test/memory", "test/faults", "test/mcp", "test/teams", "test/detection"} {
 		if !slices.ContainsFunc(tracked(t), func(f string) bool {
 			return strings.HasPrefix(f, dir+"/") && strings.HasSuffix(f, "_test.go")
 		}) {
