@@ -61,7 +61,7 @@ type ovServer struct {
 	t       *testing.T
 	dir     string
 	address string
-	args    []string // of all commands on its data
+	storage []string // flags that say where its records are
 	serve   []string // of serve besides
 	log     string
 	process *exec.Cmd
@@ -90,7 +90,7 @@ func newServer(t *testing.T, dsn string) *ovServer {
 		if err := os.WriteFile(file, []byte(dsn+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s.args = append(s.args, "--database-url-file", file)
+		s.storage = []string{"--database-url-file", file}
 	}
 	return s
 }
@@ -116,7 +116,11 @@ var ports sync.Map
 
 // command prepares a command on the server's data.
 func (s *ovServer) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, serverPath, append(append(args, "--data", s.dir), s.args...)...)
+	args = append(args, "--data", s.dir)
+	if args[0] != "init" {
+		args = append(args, s.storage...)
+	}
+	cmd := exec.CommandContext(ctx, serverPath, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
