@@ -31,6 +31,9 @@ var (
 	ErrUntrusted = errors.New("not the server that was logged in to")
 	// ErrMalformed is wrapped when the server has sent what no honest one sends.
 	ErrMalformed = errors.New("the server's answer makes no sense")
+	// ErrTooLarge is wrapped when more was asked for at once than the server gives
+	// or this package takes.
+	ErrTooLarge = errors.New("too much at once")
 	// ErrNotFound is wrapped when there is no such API key.
 	ErrNotFound = errors.New("not found")
 
@@ -76,8 +79,8 @@ func (s *Store) explain(err error) error {
 		return fmt.Errorf("%s: %w", s.url, err)
 	case errors.Is(err, errStall):
 		return s.unavailable(err.Error())
-	case errors.Is(err, ErrMalformed), errors.Is(err, store.ErrUnavailable):
-		return err
+	case errors.Is(err, ErrMalformed), errors.Is(err, ErrTooLarge):
+		return err // of what has come
 	case errors.Is(err, context.DeadlineExceeded):
 		return s.unavailable("no connection in time")
 	}
@@ -95,7 +98,7 @@ func (s *Store) explain(err error) error {
 			return s.malformed("%s", text)
 		}
 		if isTooLarge(st) {
-			return hint.Errorf("do less at once", "%s: the server takes no more at once: %q", s.url, text)
+			return hint.Errorf("do it in parts", "%s: %w: %q", s.url, ErrTooLarge, text)
 		}
 		return s.unavailable(text)
 	case codes.Aborted:

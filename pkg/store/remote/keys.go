@@ -105,7 +105,8 @@ func (s *Store) CreateAPIKey(ctx context.Context, n NewAPIKey) (key APIKey, toke
 		if token = []byte(r.Token); !validToken(token) {
 			return s.malformed("a new API key that is none: %d bytes", len(token))
 		}
-		if key.Name != n.Name || key.Scope != n.Scope || key.App != n.App || key.Env != n.Env || key.MachineKey != n.MachineKey {
+		if key.Name != n.Name || key.Scope != n.Scope || key.App != n.App || key.Env != n.Env || key.MachineKey != n.MachineKey ||
+			r.ApiKey.ExpiresUnix != req.ExpiresUnix || key.Revoked != nil {
 			return s.malformed("a new API key that is not what was asked for")
 		}
 		return nil
@@ -147,8 +148,20 @@ func (s *Store) revoke(ctx context.Context, req *vaultv1.RevokeAPIKeyRequest) (l
 		if err != nil {
 			return err
 		}
-		list, err = s.apiKeys(r.Revoked)
-		return err
+		revoked, err := s.apiKeys(r.Revoked)
+		if err != nil {
+			return err
+		}
+		for _, k := range revoked {
+			if k.Revoked == nil || req.Id != "" && k.ID != req.Id || req.MachineKey != "" && k.MachineKey != req.MachineKey {
+				return s.malformed("an API key that was not to be revoked, or is not")
+			}
+		}
+		if req.Id != "" && len(revoked) != 1 {
+			return s.malformed("%d API keys revoked in place of one", len(revoked))
+		}
+		list = revoked
+		return nil
 	})
 	return list, err
 }

@@ -145,7 +145,7 @@ func (sn *snapshot) add(to []store.Record, list []*vaultv1.Record) ([]store.Reco
 	for _, rec := range list {
 		sn.size += len(rec.GetKey()) + len(rec.GetValue()) + overhead
 		if sn.size > sn.bound {
-			return nil, hint.Errorf("read less at once", "%s: more than %d MiB of records", sn.url, sn.bound>>20)
+			return nil, hint.Errorf("do it in parts", "%s: %w: more than %d MiB of records", sn.url, ErrTooLarge, sn.bound>>20)
 		}
 		to = append(to, store.Record{Key: rec.GetKey(), Value: rec.GetValue()})
 	}
