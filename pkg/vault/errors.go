@@ -51,7 +51,7 @@ type MissingError struct {
 
 func (e *MissingError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s not found in %s: ", plural(len(e.Names), "secret"), e.Ref)
+	fmt.Fprintf(&b, "%s not found in %s: ", secrets(len(e.Names)), e.Ref)
 	for i, name := range e.Names {
 		if i > 0 {
 			b.WriteString(", ")
@@ -67,11 +67,12 @@ func (e *MissingError) Error() string {
 // Is makes errors.Is(err, ErrNotFound) true.
 func (e *MissingError) Is(target error) bool { return target == ErrNotFound }
 
-func plural(n int, noun string) string {
+// secrets is a number of secrets in words.
+func secrets(n int) string {
 	if n == 1 {
-		return "1 " + noun
+		return "1 secret"
 	}
-	return fmt.Sprintf("%d %ss", n, noun)
+	return fmt.Sprintf("%d secrets", n)
 }
 
 func missing(ref Ref, names []string, near map[string][]string) error {

@@ -176,21 +176,21 @@ func (r *register) assignNumber(rd store.Reader) error {
 // own. Only new keys stop that for what is written from then on: RotateApp,
 // Vault.RotateKey.
 func (s *Session) RevokeMachineKey(ctx context.Context, fingerprint string, number *uint32) ([]MachineKey, error) {
-	print, err := hex.DecodeString(fingerprint)
-	if err != nil || len(print) != kek.FingerprintSize {
+	id, err := hex.DecodeString(fingerprint)
+	if err != nil || len(id) != kek.FingerprintSize {
 		return nil, fmt.Errorf("fingerprint %.80q, which has %d hexadecimal digits: %w", fingerprint, 2*kek.FingerprintSize, ErrInvalid)
 	}
 	var gone []MachineKey
 	err = s.vault.update(ctx, func(r *visit) (b store.Batch, err error) {
 		gone = nil
-		if err := fetch(r, one(accountKey), allOf(registerPrefix(print))); err != nil {
+		if err := fetch(r, one(accountKey), allOf(registerPrefix(id))); err != nil {
 			return nil, err
 		}
 		acc, err := s.account(r)
 		if err != nil {
 			return nil, err
 		}
-		err = r.Scan(registerPrefix(print), func(key, record []byte) error {
+		err = r.Scan(registerPrefix(id), func(key, record []byte) error {
 			entry, err := decodeRegister(bytes.Clone(key), bytes.Clone(record))
 			if err != nil {
 				return err
@@ -210,7 +210,7 @@ func (s *Session) RevokeMachineKey(ctx context.Context, fingerprint string, numb
 			return nil
 		})
 		if err == nil && len(gone) == 0 {
-			err = hint.Errorf("see what was issued: ov auth machine-keys", "machine key %x: %w", print, ErrNotFound)
+			err = hint.Errorf("see what was issued: ov auth machine-keys", "machine key %x: %w", id, ErrNotFound)
 		}
 		return b, err
 	})

@@ -569,7 +569,7 @@ func (s *Session) put(r *visit, b *store.Batch, acc *account, e *env, places []p
 	}
 	if opt.Existing == RefuseExisting && len(clash) > 0 {
 		return nil, hint.Errorf("choose with --overwrite or --skip-existing",
-			"%s in %s with another value: %w: %s", plural(len(clash), "secret"), e.ref(), ErrExists, abbreviated(clash))
+			"%s in %s with another value: %w: %s", secrets(len(clash)), e.ref(), ErrExists, abbreviated(clash))
 	}
 	if opt.DryRun || len(fresh) == 0 {
 		return results, nil

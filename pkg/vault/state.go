@@ -126,9 +126,9 @@ func (s *Session) check(acc *account, e *env, list []*ciphertext) (state, error)
 	if _, err := s.describe(acc, e, list); err != nil {
 		return got, err // it is one record that is damaged
 	}
-	what := fmt.Sprintf("it has %s, of which not all that came are the newest", plural(int(e.state.secrets), "secret"))
+	what := fmt.Sprintf("it has %s, of which not all that came are the newest", secrets(int(e.state.secrets)))
 	if got.secrets != e.state.secrets {
-		what = fmt.Sprintf("it has %s, and %d came", plural(int(e.state.secrets), "secret"), got.secrets)
+		what = fmt.Sprintf("it has %s, and %d came", secrets(int(e.state.secrets)), got.secrets)
 	}
 	return got, withheld(e, what)
 }

@@ -266,7 +266,7 @@ func TestUncounted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Destroy()
+		t.Cleanup(s.Destroy)
 		before, err := reveal(s, prod)
 		if err != nil {
 			t.Fatal(err)

@@ -525,51 +525,28 @@ func (r *visit) holdLists(only string, listed map[string][]string) error {
 // confirm holds what was found of some secrets against what is remembered of
 // them: found has the newest version of each, or nil. What looks older, and any
 // small env that has changed, is settled by reading all of the env, which lets
-// pass what somebody deleted who has the key.
+// pass what somebody did who has the key.
 func (s *Session) confirm(r *visit, acc *account, e *env, names []string, places []place, found []*ciphertext) error {
 	if r.seen() == nil || e.fresh {
 		return nil
 	}
 	was := r.seen().env(e)
-	older := -1
-	var back RollbackError
-	for i, p := range places {
-		if was == nil {
-			break
-		}
-		old, ok := was.Secrets[p.index]
-		if !ok {
-			continue
-		}
-		back = RollbackError{Ref: e.ref(), Secret: names[i], Was: fmt.Sprintf("version %d", old.Version), Seen: old.At}
-		switch c := found[i]; {
-		case c == nil:
-			back.Now = "none"
-		case c.version < old.Version:
-			back.Now = fmt.Sprintf("version %d", c.version)
-		case c.version == old.Version && markOf(c.meta) != old.Mark:
-			back.Now = "another version of this number"
-		default:
-			continue
-		}
-		older = i
-		break
-	}
+	back := was.older(e, names, places, found)
 	counted := e.state.counter > 0
-	changed := was == nil || was.Whole != e.state.counter
-	if older < 0 && !(counted && changed && e.state.secrets <= smallEnv) {
+	unsettled := counted && e.state.secrets <= smallEnv && (was == nil || was.Whole != e.state.counter)
+	if back == nil && !unsettled {
 		s.noteSome(r, e, places, found)
 		return nil
 	}
 	forget := func(seen *Seen) { seen.forgetEnv(e.ref()) }
-	if !counted {
-		err := r.refuse(back, forget)
+	if !counted { // and so cannot be settled
+		err := r.refuse(*back, forget)
 		s.noteSome(r, e, places, found)
 		return err
 	}
 	list, err := s.whole(r, acc, e)
-	if errors.Is(err, ErrWithheld) && older >= 0 {
-		return r.refuse(back, forget)
+	if errors.Is(err, ErrWithheld) && back != nil {
+		return r.refuse(*back, forget)
 	}
 	if err != nil {
 		return err
@@ -579,11 +556,38 @@ func (s *Session) confirm(r *visit, acc *account, e *env, names []string, places
 	for _, c := range list {
 		there[c.index] = c
 	}
-	for i, p := range places {
-		c := there[p.index]
-		if (c == nil) != (found[i] == nil) || c != nil && (c.version != found[i].version || !bytes.Equal(c.meta, found[i].meta)) {
+	for i, c := range found {
+		all := there[places[i].index]
+		if (c == nil) != (all == nil) || c != nil && (c.version != all.version || !bytes.Equal(c.meta, all.meta)) {
 			return withheld(e, "secret "+names[i]+" came in two versions")
 		}
+	}
+	return nil
+}
+
+// older returns what is wrong with the first of the secrets that is not at least
+// what is remembered of it, or nil.
+func (was *SeenEnv) older(e *env, names []string, places []place, found []*ciphertext) *RollbackError {
+	if was == nil {
+		return nil
+	}
+	for i, c := range found {
+		old, ok := was.Secrets[places[i].index]
+		if !ok {
+			continue
+		}
+		back := &RollbackError{Ref: e.ref(), Secret: names[i], Was: fmt.Sprintf("version %d", old.Version), Seen: old.At}
+		switch {
+		case c == nil:
+			back.Now = "none"
+		case c.version < old.Version:
+			back.Now = fmt.Sprintf("version %d", c.version)
+		case c.version == old.Version && markOf(c.meta) != old.Mark:
+			back.Now = "another version of this number"
+		default:
+			continue
+		}
+		return back
 	}
 	return nil
 }

@@ -218,7 +218,7 @@ func TestGoingBack(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer accepting.Destroy()
+				t.Cleanup(accepting.Destroy)
 				if err := do(ctx, accepting, c.name); err != nil && !errors.Is(err, ErrNotFound) {
 					t.Errorf("%s, accepted: %v", where, err)
 				}
@@ -321,7 +321,7 @@ func TestGoingOn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer again.Destroy()
+		t.Cleanup(again.Destroy)
 		s = again
 		look("a new key")
 		if err := New(m).RotateKey(ctx, locked(t, []byte(fixturePassword))); err != nil {
@@ -330,7 +330,7 @@ func TestGoingOn(t *testing.T) {
 		if s, err = New(m, WithWitness(w)).Unlock(ctx, locked(t, []byte(fixturePassword))); err != nil {
 			t.Fatal(err)
 		}
-		defer s.Destroy()
+		t.Cleanup(s.Destroy)
 		look("another's new key")
 	}
 }
