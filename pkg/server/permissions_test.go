@@ -3,10 +3,13 @@ package server
 import (
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect"
+	"connectrpc.com/grpcreflect"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	vaultv1 "github.com/opaquevault/ov/proto/ov/vault/v1"
@@ -124,5 +127,37 @@ func TestOpenCalls(t *testing.T) {
 	ts.Drain()
 	if get(livez) != 200 || get(readyz) != 503 || !strings.Contains(check(), `_NOT_SERVING"`) {
 		t.Errorf("draining: live %d, ready %d, health %s", get(livez), get(readyz), check())
+	}
+}
+
+// The API describes itself where that is asked for, to anybody, and only then.
+func TestReflection(t *testing.T) {
+	h, closeIdle := newHTTPClient("")
+	defer closeIdle()
+	ts := start(t)
+	list := func(ts *testServer) ([]string, error) {
+		stream := grpcreflect.NewClient(h, ts.url, connect.WithGRPC()).NewStream(t.Context())
+		defer func() { _, _ = stream.Close() }()
+		names, err := stream.ListServices()
+		var all []string
+		for _, n := range names {
+			all = append(all, string(n))
+		}
+		return all, err
+	}
+	if names, err := list(ts); err != nil || !slices.Contains(names, "ov.vault.v1.Vault") || slices.Contains(names, "ov.vault.v1.Operator") {
+		t.Errorf("%v, %v", names, err)
+	}
+	ts.Server.reflection = false
+	if srv := httptest.NewServer(ts.Handler()); srv != nil {
+		defer srv.Close()
+		resp, err := http.Post(srv.URL+"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "application/grpc", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusNotFound {
+			t.Errorf("status %d where it was not asked for", resp.StatusCode)
+		}
 	}
 }
