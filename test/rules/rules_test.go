@@ -119,6 +119,9 @@ var forbidden = []struct {
 	{"cmd/ov-server", []string{
 		module + "/pkg/kek/...", module + "/pkg/envelope/...", module + "/pkg/vault/...",
 	}, "the server must have no code that could decrypt (DESIGN.md §2)"},
+	{"pkg/server", []string{
+		module + "/pkg/kek/...", module + "/pkg/envelope/...", module + "/pkg/vault/...",
+	}, "the server must have no code that could decrypt (DESIGN.md §2)"},
 	{"pkg/store", []string{
 		module + "/pkg/kek/...", module + "/pkg/envelope/...", module + "/pkg/vault/...", module + "/pkg/agent/...",
 	}, "a store knows no keys (DESIGN.md §8)"},
