@@ -54,9 +54,12 @@ protect against" in docs/SECURITY.md.`,
 		Example: `  ov mcp serve --app myapp --env staging
   ov mcp serve --machine-key /etc/ov/myapp.key --approve ask`,
 		Args: args(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkApprove(approve); err != nil {
 				return err
+			}
+			if !cmd.Flags().Changed(serverTimeout) {
+				g.Wait = waitForPerson // who waits for the model
 			}
 			return sibling.Exec(options.Program, options.Serve{
 				Place: g.Place, App: t.app, Env: t.env, MachineKey: machineKey, Approve: config.Approve(approve),

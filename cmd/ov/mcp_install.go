@@ -14,6 +14,7 @@ import (
 	"github.com/opaquevault/ov/pkg/mcpclient"
 	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/safefile"
+	"github.com/opaquevault/ov/pkg/stores"
 )
 
 // clientFlags say whose configuration is edited.
@@ -97,7 +98,7 @@ other servers.`,
 				flag, value string
 				path        bool
 			}{
-				{"--vault", g.Vault, true},
+				{"--vault", g.Vault, !stores.IsURL(g.Vault)},
 				{"--socket", g.Socket, true},
 				{"--app", t.app, false},
 				{"--env", t.env, false},

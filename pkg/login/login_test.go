@@ -332,7 +332,8 @@ func TestBadFiles(t *testing.T) {
 			t.Errorf("%q in place of %q: %v", c.new, c.old, err)
 		}
 	}
-	twice := good + good[strings.Index(good, "["):]
+	_, table, _ := strings.Cut(good, "\n\n")
+	twice := good + table
 	if _, err := parse([]byte(twice)); err == nil || !strings.Contains(err.Error(), "twice") {
 		t.Error(err)
 	}

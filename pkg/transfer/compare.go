@@ -59,10 +59,10 @@ func compare(src *Contents, r store.Reader) *difference {
 		for len(rest) > 0 && bytes.Compare(rest[0].Key, key) < 0 {
 			d.added, rest = append(d.added, rest[0]), rest[1:]
 		}
-		switch {
-		case key[0] == kindApp || key[0] == kindEnv:
+		switch key[0] {
+		case kindApp, kindEnv:
 			d.places[string(key)] = bytes.Clone(value)
-		case key[0] == kindData:
+		case kindData:
 			d.seen(key, false)
 		}
 		if len(rest) == 0 || !bytes.Equal(rest[0].Key, key) {
