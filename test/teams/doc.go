@@ -11,5 +11,6 @@
 // A client knows one address, as people do: ov has one --vault. That address is a
 // front, which forwards TCP to the first of its servers that answers, as a load
 // balancer or a DNS name does. So a client whose server dies sends the same
-// commit, with the same id, to the other one, and that must not do it again.
+// commit, with the same id, to the other one, and that must not do it again. The
+// front also breaks a connection ten times a second, so that answers are lost.
 package teams

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +32,8 @@ const (
 	envs = writers / 2
 	// Every so often a client adds one to a counter that is everybody's.
 	countEvery = 4
+	// So often the connection of one client breaks.
+	cutEvery = 100 * time.Millisecond
 	// longest is how long a client may be without an answer while everything is
 	// killed around it. It is the "seconds at most" and the time that a
 	// busy machine of two cores takes for the failover itself.
@@ -52,6 +55,7 @@ type load struct {
 	ca    []byte
 	token []byte
 	key   []byte // the machine key that all open the vault with
+	front []*front
 	stop  chan struct{}
 	work  sync.WaitGroup
 	began time.Time
@@ -67,6 +71,7 @@ type tally struct {
 	written                                           atomic.Int64 // of those unknown
 	increments, incrementsUnknown                     [2]atomic.Int64
 	reads, failedReads                                atomic.Int64
+	cut                                               atomic.Int64 // connections
 }
 
 // gap keeps the longest time between successes.
@@ -85,9 +90,9 @@ func (g *gap) success() {
 
 // newLoad makes a vault on the server and the clients of it. Client i is at
 // fronts[i % len(fronts)].
-func newLoad(t *testing.T, s *ovServer, ca string, fronts []string) *load {
+func newLoad(t *testing.T, s *ovServer, ca string, fronts ...*front) *load {
 	t.Helper()
-	l := &load{t: t, stop: make(chan struct{})}
+	l := &load{t: t, front: fronts, stop: make(chan struct{})}
 	var err error
 	if l.ca, err = os.ReadFile(ca); err != nil {
 		t.Fatal(err)
@@ -99,7 +104,7 @@ func newLoad(t *testing.T, s *ovServer, ca string, fronts []string) *load {
 	s.admin(&key, "apikey", "create", "--account", "team", "--name", "all", "--scope", "admin", "--json")
 	l.token = []byte(key.Token)
 
-	st := l.store(fronts[0], 0)
+	st := l.store(fronts[0].address, 0)
 	v := vault.New(st)
 	password, err := kek.LockedFrom([]byte("the team's master password"))
 	if err != nil {
@@ -140,13 +145,13 @@ func newLoad(t *testing.T, s *ovServer, ca string, fronts []string) *load {
 		if i >= writers-2 {
 			wait = -1
 		}
-		w.session = l.open(fronts[i%len(fronts)], wait)
+		w.session = l.open(fronts[i%len(fronts)].address, wait)
 		l.writers[i] = w
 	}
 	for i := range l.readers {
 		r := &reader{load: l, seen: map[string]int{}}
 		seen := filepath.Join(t.TempDir(), "seen")
-		r.session = l.open(fronts[i%len(fronts)], -1, vault.WithWitness(witness.Open(seen, func(err error) { t.Error(err) })))
+		r.session = l.open(fronts[i%len(fronts)].address, -1, vault.WithWitness(witness.Open(seen, func(err error) { t.Error(err) })))
 		l.readers[i] = r
 	}
 	return l
@@ -179,7 +184,7 @@ func (l *load) open(address string, wait time.Duration, o ...vault.Option) *vaul
 	return s
 }
 
-// start has everybody work until end.
+// start has everybody work until end, while now and then a connection breaks.
 func (l *load) start() {
 	l.began = time.Now()
 	for _, w := range l.writers {
@@ -188,6 +193,13 @@ func (l *load) start() {
 	for _, r := range l.readers {
 		l.work.Go(r.run)
 	}
+	l.work.Go(func() {
+		for !l.over() {
+			time.Sleep(cutEvery)
+			l.front[rand.IntN(len(l.front))].cut()
+			l.tally.cut.Add(1)
+		}
+	})
 }
 
 func (l *load) over() bool {
@@ -436,8 +448,8 @@ func (l *load) end() {
 		l.t.Errorf("clients were without an answer for more than %v", longest)
 	}
 	c := &l.tally
-	l.t.Logf("%d writers and %d readers for %v: %d writes acknowledged, all there; none twice; %d refused, %d conflicts, %d unknown (of the client's own %d were written), %d calls sent again",
-		writers, readers, took.Round(time.Second), c.acknowledged.Load(), c.refused.Load(), c.conflicts.Load(), c.unknown.Load(), c.written.Load(), c.resent.Load())
+	l.t.Logf("%d writers and %d readers for %v: %d writes acknowledged, all there; none twice; %d refused, %d conflicts, %d unknown (of those to secrets of their own %d were written), %d calls sent again; %d connections were cut",
+		writers, readers, took.Round(time.Second), c.acknowledged.Load(), c.refused.Load(), c.conflicts.Load(), c.unknown.Load(), c.written.Load(), c.resent.Load(), c.cut.Load())
 	l.t.Logf("%d versions of %d secrets read and compared; %d reads, %d failed; the longest time without success: %v for a writer, %v for a reader",
 		int(c.acknowledged.Load()+c.written.Load()-c.increments[0].Load()-c.increments[1].Load()), n, c.reads.Load(), c.failedReads.Load(),
 		writing.Round(time.Millisecond), reading.Round(time.Millisecond))

@@ -3,7 +3,6 @@ package teams
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -202,29 +201,49 @@ func (s *ovServer) kill() {
 
 // front forwards the connections to its address to the first of its servers that
 // takes them.
-func front(t *testing.T, servers ...*ovServer) (address string) {
+type front struct {
+	address string
+	servers []*ovServer
+
+	mu    sync.Mutex
+	conns map[*net.TCPConn]bool
+}
+
+func newFront(t *testing.T, servers ...*ovServer) *front {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
+	f := &front{address: l.Addr().String(), servers: servers, conns: map[*net.TCPConn]bool{}}
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go forward(c.(*net.TCPConn), servers)
+			go f.forward(c.(*net.TCPConn))
 		}
 	}()
-	return l.Addr().String()
+	return f
 }
 
-func forward(client *net.TCPConn, servers []*ovServer) {
+// cut breaks one connection to a client, so that an answer under way is lost.
+func (f *front) cut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.conns { // in no order
+		_ = c.SetLinger(0)
+		_ = c.Close()
+		return
+	}
+}
+
+func (f *front) forward(client *net.TCPConn) {
 	defer func() { _ = client.Close() }()
 	var server *net.TCPConn
-	for _, s := range servers {
+	for _, s := range f.servers {
 		c, err := net.DialTimeout("tcp", s.address, time.Second)
 		if err == nil {
 			server = c.(*net.TCPConn)
@@ -235,13 +254,18 @@ func forward(client *net.TCPConn, servers []*ovServer) {
 		return
 	}
 	defer func() { _ = server.Close() }()
+	f.mu.Lock()
+	f.conns[client] = true
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		delete(f.conns, client)
+		f.mu.Unlock()
+	}()
 	done := make(chan struct{}, 2)
 	for from, to := range map[*net.TCPConn]*net.TCPConn{client: server, server: client} {
 		go func() {
-			_, err := io.Copy(to, from)
-			if err != nil && !errors.Is(err, net.ErrClosed) {
-				_ = to.SetLinger(0) // a connection that broke is one that breaks
-			}
+			_, _ = io.Copy(to, from)
 			done <- struct{}{}
 		}()
 	}

@@ -21,9 +21,9 @@ func TestServerKilled(t *testing.T) {
 	var m made
 	s.admin(&m, "init", "--json")
 	s.start()
-	l := newLoad(t, s, m.CA, []string{front(t, s)})
+	l := newLoad(t, s, m.CA, newFront(t, s))
 	l.start()
-	for range 3 * rounds(t) {
+	for range 2 * rounds(t) {
 		pause(2 * time.Second)
 		s.kill()
 		pause(time.Second)
@@ -57,7 +57,7 @@ func TestPrimaryAndServerKilled(t *testing.T) {
 	servers := []*ovServer{a, b}
 	a.start()
 	b.start()
-	l := newLoad(t, a, m.CA, []string{front(t, a, b), front(t, b, a)})
+	l := newLoad(t, a, m.CA, newFront(t, a, b), newFront(t, b, a))
 	l.start()
 	for i := range rounds(t) {
 		pause(3 * time.Second)
