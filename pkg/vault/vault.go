@@ -67,11 +67,12 @@ type Vault struct {
 	now     func() time.Time
 	witness Witness // or nil
 	accept  bool    // go on with what a store has left
+	opened  time.Time
 }
 
 // New returns the vault kept in st.
 func New(st store.Store, options ...Option) *Vault {
-	v := &Vault{store: st, now: time.Now}
+	v := &Vault{store: st, now: time.Now, opened: time.Now().Truncate(time.Second)}
 	for _, o := range options {
 		o(v)
 	}
@@ -82,8 +83,8 @@ func New(st store.Store, options ...Option) *Vault {
 type Option func(*Vault)
 
 // AcceptRollback makes the vault go on with what the store has, though it be old
-// or incomplete: nothing fails with ErrWithheld or ErrRollback, and a write to an
-// env counts anew what is there.
+// or incomplete: nothing fails with ErrWithheld, nor with ErrRollback for what was
+// seen before New, and a write to an env counts anew what is there.
 func AcceptRollback() Option { return func(v *Vault) { v.accept = true } }
 
 // Create is what a new vault is written through: all at once, over nothing.

@@ -211,7 +211,8 @@ func (r *visit) seen() *Seen {
 
 // refuse is the error e, unless that is accepted: then forget is noted.
 func (r *visit) refuse(e RollbackError, forget func(*Seen)) error {
-	if !r.known.vault.accept {
+	// What was accepted once is held against from then on.
+	if v := r.known.vault; !v.accept || e.Seen.After(v.opened) {
 		return rolledBack(e)
 	}
 	r.note(func(s *Seen) bool { forget(s); return true })

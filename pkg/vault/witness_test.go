@@ -420,6 +420,26 @@ func TestOldAccount(t *testing.T) {
 	is(t, watching.CreateEnv(ctx, Ref{"myapp", "new"}), ErrRollback)
 }
 
+// What a long-lived process was told to accept is what had gone back by then.
+func TestAcceptedOnce(t *testing.T) {
+	f, m := setup(t)
+	w := &mind{}
+	writer := watched(t, m, w, f.env)
+	set(t, writer, prod, "A", "1")
+	old := m.clone()
+	set(t, writer, prod, "A", "2")
+	m.records = old.clone().records
+	s := watched(t, m, w, f.env, AcceptRollback())
+	s.vault.opened = s.vault.opened.Add(time.Second)
+	if got, err := reveal(s, prod, "A"); err != nil || got["A"] != "1" {
+		t.Fatalf("%v, %v", got, err)
+	}
+	s.vault.now = func() time.Time { return s.vault.opened.Add(time.Minute) }
+	set(t, s, prod, "A", "3")
+	m.records = old.clone().records
+	is(t, second(reveal(s, prod, "A")), ErrRollback, "env myapp/production had change ")
+}
+
 // An app or env that a store hides is missed by lists and changes of keys, and
 // is not made a second time.
 func TestHidden(t *testing.T) {
