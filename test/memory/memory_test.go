@@ -39,6 +39,7 @@ type account struct {
 	mu       sync.Mutex
 	values   map[string][]byte // of the secrets, by name
 	keys     map[string][]byte
+	apiKey   []byte // of a server that has the vault, if one does
 }
 
 func needRoot(t *testing.T) {
@@ -161,17 +162,28 @@ func (a *account) agentStatus() (status struct {
 	Unlocked bool   `json:"unlocked"`
 }) {
 	a.t.Helper()
-	out := a.ov(nil, "agent", "status", "--json")
-	if err := json.Unmarshal(out, &status); err != nil || status.PID == 0 {
-		a.t.Fatalf("agent status: %v\n%s", err, out)
+	a.statusInto(&status)
+	if status.PID == 0 {
+		a.t.Fatal("agent status has no pid")
 	}
 	return status
+}
+
+func (a *account) statusInto(status any) {
+	a.t.Helper()
+	out := a.ov(nil, "agent", "status", "--json")
+	if err := json.Unmarshal(out, status); err != nil {
+		a.t.Fatalf("agent status: %v\n%s", err, out)
+	}
 }
 
 // patterns are all forms of all that must not be found, and the control.
 func (a *account) patterns() []memscan.Pattern {
 	all := memscan.Forms("control", a.control)
 	all = append(all, memscan.Forms("password", a.password)...)
+	if a.apiKey != nil {
+		all = append(all, memscan.Forms("API key", a.apiKey)...)
+	}
 	for _, from := range []map[string][]byte{a.keys, a.values} {
 		for name, secret := range from {
 			all = append(all, memscan.Forms(name, secret)...)
@@ -182,7 +194,7 @@ func (a *account) patterns() []memscan.Pattern {
 
 // kind turns "DEK 01ab/3" into "DEK": a line of the printed table.
 func kind(name string) string {
-	for _, k := range []string{"KEK", "slot key", "app key", "env key", "index key", "DEK", "password", "control"} {
+	for _, k := range []string{"KEK", "slot key", "app key", "env key", "index key", "DEK", "password", "API key", "control"} {
 		if strings.HasPrefix(name, k) {
 			return k
 		}
@@ -198,7 +210,7 @@ func (a *account) check(what string, report *memscan.Report, allowed func(memsca
 		count[kind(h.Name)]++
 	}
 	line := fmt.Sprintf("%s: %d KiB read, %d KiB refused; found", what, report.Read>>10, report.Unreadable>>10)
-	for _, k := range []string{"KEK", "slot key", "app key", "env key", "index key", "DEK", "password", "value"} {
+	for _, k := range []string{"KEK", "slot key", "app key", "env key", "index key", "DEK", "password", "API key", "value"} {
 		line += fmt.Sprintf(" %s %d,", k, count[k])
 	}
 	a.t.Logf("%s control %d", line, count["control"])
