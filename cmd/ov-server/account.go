@@ -64,6 +64,15 @@ ov-server apikey create.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			return g.operator(cmd.Context(), func(ctx context.Context, c vaultv1connect.OperatorClient) error {
+				list, err := accounts(ctx, c)
+				if err != nil {
+					return err
+				}
+				for _, a := range list {
+					if a.Name == argv[0] {
+						return hint.Errorf("ov-server account list", "there is an account %s already", safefile.Quote(a.Name))
+					}
+				}
 				res, err := c.CreateAccount(ctx, connect.NewRequest(&vaultv1.CreateAccountRequest{Name: argv[0]}))
 				if err != nil {
 					return err

@@ -19,6 +19,7 @@ import (
 	"github.com/opaquevault/ov/pkg/server"
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/embedded"
+	"github.com/opaquevault/ov/pkg/store/postgres"
 )
 
 const (
@@ -95,7 +96,7 @@ func hasPassword(dsn string) bool {
 func opener(dir, dsn string) func(context.Context) (store.Accounts, error) {
 	return func(ctx context.Context) (store.Accounts, error) {
 		if dsn != "" {
-			return openPostgres(ctx, dsn)
+			return postgres.Open(ctx, dsn)
 		}
 		return embedded.Open(ctx, dir)
 	}
@@ -124,26 +125,4 @@ func become(dir string) error {
 		return fmt.Errorf("cannot act as the owner of %s: %w", safefile.Quote(dir), err)
 	}
 	return nil
-}
-
-func newMigrateCmd(g *globals) *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "migrate",
-		Short: "Bring the schema in PostgreSQL up to this version's",
-		Long: `migrate makes the tables in PostgreSQL, or changes those of an older version
-into this one's. It is safe to run more than once, and by two at a time. The
-embedded storage needs none of it.`,
-		Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			dsn, err := g.database.find()
-			if err != nil {
-				return err
-			}
-			return migrate(cmd, dsn, asJSON)
-		},
-	}
-	g.database.add(cmd)
-	jsonFlag(cmd, &asJSON)
-	return cmd
 }

@@ -29,6 +29,8 @@ const (
 	drainGrace = 20 * time.Second
 	// closeGrace is how long it may then take to write down what is in memory.
 	closeGrace = 5 * time.Second
+	// lockWait is how long it waits for one of the operator's commands to end.
+	lockWait = 3 * time.Second
 	// lookEvery is how often the certificate's expiry is looked at.
 	lookEvery = 12 * time.Hour
 )
@@ -79,6 +81,10 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		return err
 	}
 	operator, err := listenOperator(d.Dir)
+	for end := time.Now().Add(lockWait); errors.Is(err, ErrRunning) && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(20 * time.Millisecond)
+		operator, err = listenOperator(d.Dir)
+	}
 	if err != nil {
 		return err
 	}
