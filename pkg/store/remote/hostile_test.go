@@ -23,6 +23,7 @@ import (
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/remote"
 	"github.com/opaquevault/ov/pkg/vault"
+	"github.com/opaquevault/ov/pkg/witness"
 	vaultv1 "github.com/opaquevault/ov/proto/ov/vault/v1"
 )
 
@@ -173,6 +174,7 @@ type attacked struct {
 	pool              []store.Record  // that a server could put in a record's place: older ones, and those of other vaults
 	truth             map[string]bool // every line that was ever true
 	account, app, env []byte          // machine keys
+	options           []vault.Option  // with which it is opened
 }
 
 const password = "correct horse battery staple"
@@ -304,12 +306,12 @@ type operation struct {
 	do     func(ctx context.Context, a *attacked, s store.Store) ([]string, error)
 }
 
-func unlockWith(ctx context.Context, s store.Store, key []byte) (*vault.Session, error) {
+func (a *attacked) unlock(ctx context.Context, s store.Store, key []byte) (*vault.Session, error) {
 	l, err := kek.LockedFrom(bytes.Clone(key))
 	if err != nil {
 		return nil, err
 	}
-	return vault.New(s).UnlockKey(ctx, l)
+	return vault.New(s, a.options...).UnlockKey(ctx, l)
 }
 
 func reveal(ctx context.Context, s *vault.Session, ref vault.Ref, sel vault.Select) (lines []string, err error) {
@@ -334,7 +336,7 @@ func versions(ref vault.Ref, list []vault.Version, err error) (lines []string, _
 func with(name string, writes bool, key func(*attacked) []byte, do func(context.Context, *vault.Session) ([]string, error)) operation {
 	return operation{name, writes, name == "Reveal all" || name == "Put over another", func(ctx context.Context, a *attacked, s store.Store) ([]string, error) {
 		via := &struct{ store.Store }{a.honest}
-		session, err := unlockWith(ctx, via, key(a))
+		session, err := a.unlock(ctx, via, key(a))
 		if err != nil {
 			return nil, err
 		}
@@ -353,26 +355,26 @@ func done(err error) ([]string, error) { return []string{"done"}, err }
 func value(text string) []vault.Put { return []vault.Put{{Name: "URL", Value: []byte(text)}} }
 
 var operations = []operation{
-	{"Unlock", false, false, func(ctx context.Context, _ *attacked, s store.Store) ([]string, error) {
+	{"Unlock", false, false, func(ctx context.Context, a *attacked, s store.Store) ([]string, error) {
 		secret, err := kek.LockedFrom([]byte(password))
 		if err != nil {
 			return nil, err
 		}
 		defer secret.Destroy()
-		session, err := vault.New(s).Unlock(ctx, secret)
+		session, err := vault.New(s, a.options...).Unlock(ctx, secret)
 		if err == nil {
 			defer session.Destroy()
 		}
 		return done(err)
 	}},
 	{"UnlockKey of the account", false, false, func(ctx context.Context, a *attacked, s store.Store) ([]string, error) {
-		return unlockAnd(ctx, s, a.account)
+		return unlockAnd(ctx, a, s, a.account)
 	}},
 	{"UnlockKey of an app", false, false, func(ctx context.Context, a *attacked, s store.Store) ([]string, error) {
-		return unlockAnd(ctx, s, a.app)
+		return unlockAnd(ctx, a, s, a.app)
 	}},
 	{"UnlockKey of an env", false, false, func(ctx context.Context, a *attacked, s store.Store) ([]string, error) {
-		return unlockAnd(ctx, s, a.env)
+		return unlockAnd(ctx, a, s, a.env)
 	}},
 	with("Reveal all", false, ofAccount, func(ctx context.Context, s *vault.Session) ([]string, error) {
 		return reveal(ctx, s, prod, vault.Select{})
@@ -425,8 +427,8 @@ var operations = []operation{
 	}),
 }
 
-func unlockAnd(ctx context.Context, s store.Store, key []byte) ([]string, error) {
-	session, err := unlockWith(ctx, s, key)
+func unlockAnd(ctx context.Context, a *attacked, s store.Store, key []byte) ([]string, error) {
+	session, err := a.unlock(ctx, s, key)
 	if err != nil {
 		return nil, err
 	}
@@ -445,7 +447,9 @@ func put1(r []vault.PutResult, err error) ([]string, error) {
 // read is what somebody reads who is not lied to.
 func (a *attacked) read(t testing.TB) (string, error) {
 	t.Helper()
-	s, err := unlockWith(t.Context(), a.honest, a.account)
+	honest := *a
+	honest.options = nil
+	s, err := honest.unlock(t.Context(), a.honest, a.account)
 	if err != nil {
 		return "", err
 	}
@@ -481,8 +485,8 @@ var refusals = []struct {
 	name string
 	err  error
 }{
-	{"malformed", remote.ErrMalformed}, {"too large", remote.ErrTooLarge}, {"damaged", vault.ErrDamaged}, {"withheld", vault.ErrWithheld},
-	{"unknown key", vault.ErrUnknownKey}, {"dead key", vault.ErrDeadKey}, {"wrong password", vault.ErrWrongPassword},
+	{"malformed", remote.ErrMalformed}, {"too large", remote.ErrTooLarge}, {"damaged", vault.ErrDamaged}, {"rolled back", vault.ErrRollback},
+	{"withheld", vault.ErrWithheld}, {"unknown key", vault.ErrUnknownKey}, {"dead key", vault.ErrDeadKey}, {"wrong password", vault.ErrWrongPassword},
 	{"not found", vault.ErrNotFound}, {"conflict", vault.ErrConflict}, {"exists", vault.ErrExists},
 	{"unauthenticated", remote.ErrUnauthenticated}, {"denied", store.ErrDenied}, {"busy", store.ErrBusy},
 	{"unavailable", store.ErrUnavailable},
@@ -546,12 +550,18 @@ func (tb table) log(t *testing.T, what string) {
 // is told so, or finds what was true. With a server that verifies, as when a lie
 // came from something in between, all or nothing is written, and the right thing.
 func TestHostileServer(t *testing.T) {
-	for what, writes := range map[string]bool{"reading": false, "writing": true} {
-		t.Run(what, func(t *testing.T) {
+	for _, c := range []struct {
+		what           string
+		writes, memory bool
+	}{{"reading", false, false}, {"reading with a memory", false, true}, {"writing", true, false}} {
+		t.Run(c.what, func(t *testing.T) {
 			t.Parallel()
-			h := &hostility{attacked: newAttacked(t), fields: table{}, ops: table{}, costly: map[string]int{}}
+			h := &hostility{attacked: newAttacked(t), memory: c.memory, fields: table{}, ops: table{}, costly: map[string]int{}}
+			if c.memory {
+				h.options = []vault.Option{vault.WithWitness(h.remember(t))}
+			}
 			for _, op := range operations {
-				if op.writes != writes || testing.Short() && !op.short {
+				if op.writes != c.writes || testing.Short() && !op.short {
 					continue
 				}
 				h.against(t, op)
@@ -571,9 +581,34 @@ func TestHostileServer(t *testing.T) {
 	}
 }
 
+// unmoved is a witness that learns nothing more.
+type unmoved struct{ *witness.Witness }
+
+func (unmoved) Remember([16]byte, func(*vault.Seen) bool) {}
+
+// remember returns a witness that has seen all of the vault as it is now.
+func (a *attacked) remember(t *testing.T) vault.Witness {
+	t.Helper()
+	w := witness.Open(t.TempDir(), func(err error) { t.Error(err) })
+	all := *a
+	all.options = []vault.Option{vault.WithWitness(w)}
+	s, err := all.unlock(t.Context(), a.honest, a.account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Destroy()
+	for _, ref := range refs {
+		if _, err := s.List(t.Context(), ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return unmoved{w}
+}
+
 // hostility is what was tried, and what came of it.
 type hostility struct {
 	*attacked
+	memory      bool // it is known what was there
 	fields, ops table
 	costly      map[string]int
 	slowest     time.Duration
@@ -599,7 +634,9 @@ func (h *hostility) against(t *testing.T, op operation) {
 	if !op.writes {
 		h.restore(t, h.older)
 		h.liar.begin(nil)
-		if _, err := op.do(t.Context(), h.attacked, h.lying); err == nil || errors.Is(err, vault.ErrNotFound) {
+		past := *h.attacked
+		past.options = nil
+		if _, err := op.do(t.Context(), &past, h.lying); err == nil || errors.Is(err, vault.ErrNotFound) {
 			old = h.liar.log
 		}
 		h.restore(t, h.now)
@@ -708,16 +745,18 @@ func (h *hostility) try(t *testing.T, c *attempt, field, how string, lie func(in
 			outcome += ", something else was written"
 		}
 	}
-	mayBe(t, what, how, outcome)
+	h.mayBe(t, c.op, what, how, outcome)
 	h.fields.add(field+" "+how, outcome)
 	h.ops.add(c.op.name+map[bool]string{true: " (verified)"}[h.liar.verifies], outcome)
 }
 
 // mayBe fails when a lie has an outcome that a lie of this kind must not have.
-func mayBe(t *testing.T, what, how, outcome string) {
+func (h *hostility) mayBe(t *testing.T, op operation, what, how, outcome string) {
 	t.Helper()
 	bad := false
 	switch {
+	case h.memory:
+		bad = outcome == "(from before)" && op.name != "History" // of which no more than the newest is remembered
 	case how == "beyond a message": // after which the client asks for a stream
 		bad = outcome != "malformed" && outcome != "(harmless)"
 	case strings.HasSuffix(how, "flipped"), how == "one byte shorter", how == "half":

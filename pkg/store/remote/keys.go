@@ -62,13 +62,18 @@ func (s *Store) WhoAmI(ctx context.Context) (id Identity, err error) {
 		if err != nil {
 			return err
 		}
-		if len(r.Account) != len(id.Account) {
-			return s.malformed("an account id of %d bytes", len(r.Account))
-		}
-		id.Account, id.Version = store.AccountID(r.Account), printable(r.Version)
-		id.APIKey, err = s.apiKey(r.ApiKey)
+		id, err = s.identity(r)
 		return err
 	})
+	return id, err
+}
+
+func (s *Store) identity(r *vaultv1.WhoAmIResponse) (id Identity, err error) {
+	if len(r.Account) != len(id.Account) {
+		return id, s.malformed("an account id of %d bytes", len(r.Account))
+	}
+	id.Account, id.Version = store.AccountID(r.Account), printable(r.Version)
+	id.APIKey, err = s.apiKey(r.ApiKey)
 	return id, err
 }
 

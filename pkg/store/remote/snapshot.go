@@ -84,18 +84,26 @@ func (sn *snapshot) fetch(ranges []store.Range) ([][]store.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, r := range ranges {
-		if err := r.Check(got[i]); err != nil {
-			return nil, sn.malformed("%w", err)
-		}
-		sn.expects = append(sn.expects, &vaultv1.Expect{Range: req.Ranges[i], Digest: store.DigestOf(got[i])})
-		sn.ranges = append(sn.ranges, r)
-		sn.weight += len(r.Key) + overhead
+	if err := sn.accept(ranges, req.Ranges, got); err != nil {
+		return nil, err
 	}
 	if len(req.Expect) > 0 || len(sn.expects) == len(ranges) {
 		sn.vouched = len(sn.expects)
 	}
 	return got, nil
+}
+
+// accept takes note of what was read, if it can be what was asked for.
+func (sn *snapshot) accept(ranges []store.Range, asked []*vaultv1.Range, got [][]store.Record) error {
+	for i, r := range ranges {
+		if err := r.Check(got[i]); err != nil {
+			return sn.malformed("%w", err)
+		}
+		sn.expects = append(sn.expects, &vaultv1.Expect{Range: asked[i], Digest: store.DigestOf(got[i])})
+		sn.ranges = append(sn.ranges, r)
+		sn.weight += len(r.Key) + overhead
+	}
+	return nil
 }
 
 func protoRange(r store.Range) *vaultv1.Range {
