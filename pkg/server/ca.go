@@ -335,7 +335,8 @@ func loadCA(dir string) (*authority, error) {
 	return &authority{cert, signer}, nil
 }
 
-// issue returns a new certificate, and it with its key in PEM.
+// issue returns a new certificate, and in PEM it, the authority's, which clients
+// are shown at their first login, and its key.
 func (a *authority) issue(hosts []string, now time.Time) (*x509.Certificate, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -366,7 +367,7 @@ func (a *authority) issue(hosts []string, now time.Time) (*x509.Certificate, []b
 		return nil, nil, err
 	}
 	defer clear(keyPEM)
-	return cert, slices.Concat(pemCert(cert), keyPEM), nil
+	return cert, slices.Concat(pemCert(cert), pemCert(a.cert), keyPEM), nil
 }
 
 func pemKey(key *ecdsa.PrivateKey) ([]byte, error) {

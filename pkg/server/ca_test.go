@@ -50,6 +50,12 @@ func TestInit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if len(pair.Certificate) != 2 {
+		t.Fatalf("the server shows %d certificates, not its own and the CA's", len(pair.Certificate))
+	}
+	if ca, err := x509.ParseCertificate(pair.Certificate[1]); err != nil || !ca.IsCA || fingerprint(ca) != issued.CAFingerprint {
+		t.Errorf("the second certificate is not the CA's: %v", err)
+	}
 	roots := clientTLS(t, issued.CA).RootCAs
 	for _, host := range []string{"vault.example.com", "a.eu.example.com", "localhost", "127.0.0.1", "::1", "10.1.2.3"} {
 		if _, err := pair.Leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: roots}); err != nil {
