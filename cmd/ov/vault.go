@@ -39,7 +39,8 @@ are counted and compared by a digest.
 
 A vault that is there already is replaced in one step, if it is an older state of
 the same one. If it has anything that would be lost, such as a newer version of a
-secret, that is said and nothing is done, but for --force.`
+secret, that is said and nothing is done, but for --force. A file that is replaced
+is kept beside the new one.`
 
 func newVaultPushCmd(g *globals) *cobra.Command {
 	m := &moveFlags{globals: g}
@@ -104,7 +105,7 @@ func (m *moveFlags) run(cmd *cobra.Command, _ []string) error {
 	if from == to {
 		return hint.Errorf("name both: --from and --to", "source and destination are the same vault: %s", from)
 	}
-	res, err := m.move(cmd, from, to, transfer.Options{Force: m.force})
+	res, err := m.moveKeeping(cmd, from, to, transfer.Options{Force: m.force})
 	if err != nil {
 		return err
 	}
@@ -307,38 +308,50 @@ func sayRollback(cmd *cobra.Command, to string) {
 	}
 }
 
-// restore replaces what is at an address, and keeps it if it is a file.
+// restore replaces what is at an address.
 func (g *globals) restore(cmd *cobra.Command, file, to string) (transfer.Result, error) {
 	if stores.IsURL(to) {
 		return g.move(cmd, file, to, transfer.Options{Force: true})
 	}
-	ctx := cmd.Context()
-	old := bolt.New(to)
-	kept := bolt.New(to + ".replaced-" + time.Now().UTC().Format("20060102T150405.000Z"))
-	before, err := transfer.Read(ctx, transfer.End{Name: to, Store: old})
-	switch {
-	case errors.Is(err, store.ErrNoVault):
-		return g.move(cmd, file, to, transfer.Options{})
-	case errors.Is(err, store.ErrDamaged):
-		return g.restoreDamaged(cmd, file, to, kept.Path())
-	case err != nil:
+	res, err := g.moveKeeping(cmd, file, to, transfer.Options{AnyAccount: true})
+	if errors.Is(err, store.ErrDamaged) {
+		if _, rerr := transfer.Read(cmd.Context(), transfer.End{Name: to, Store: bolt.New(to)}); errors.Is(rerr, store.ErrDamaged) {
+			return g.restoreDamaged(cmd, file, to, keptName(to))
+		}
+	}
+	return res, err
+}
+
+// keptName is what a file that was replaced is called.
+func keptName(path string) string {
+	return path + ".replaced-" + time.Now().UTC().Format("20060102T150405.000Z")
+}
+
+// moveKeeping is move, and keeps a copy of a file that it replaces: where a vault
+// comes from is not trusted, and without a key nobody can tell what it is worth.
+func (g *globals) moveKeeping(cmd *cobra.Command, from, to string, o transfer.Options) (transfer.Result, error) {
+	if stores.IsURL(to) {
+		return g.move(cmd, from, to, o)
+	}
+	ctx, old := cmd.Context(), transfer.End{Name: to, Store: bolt.New(to)}
+	before, err := transfer.Read(ctx, old)
+	if errors.Is(err, store.ErrNoVault) {
+		return g.move(cmd, from, to, o)
+	}
+	if err != nil {
 		return transfer.Result{}, err
 	}
+	kept := bolt.New(keptName(to))
 	if err := kept.Create(ctx, before.Batch()); err != nil {
 		return transfer.Result{}, fmt.Errorf("cannot keep what is replaced: %w", err)
 	}
-	res, err := g.move(cmd, file, to, transfer.Options{AnyAccount: true, Replaces: before})
-	if err != nil {
-		if now, rerr := transfer.Read(ctx, transfer.End{Name: to, Store: old}); rerr == nil && bytes.Equal(now.Digest(), before.Digest()) {
-			_ = os.Remove(kept.Path()) // nothing was replaced
-		}
-		return transfer.Result{}, err
-	}
-	if res.Written+res.Deleted == 0 {
-		return res, os.Remove(kept.Path())
+	o.Replaces = before
+	res, err := g.move(cmd, from, to, o)
+	if now, rerr := transfer.Read(ctx, old); rerr == nil && bytes.Equal(now.Digest(), before.Digest()) {
+		return res, errors.Join(err, os.Remove(kept.Path())) // nothing was replaced
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "what was replaced is in %s\n", kept.Path())
-	return res, nil
+	return res, err
 }
 
 // restoreDamaged puts another file in the place of one that cannot be read, which
