@@ -127,14 +127,20 @@ func (s *Server) end(signal syscall.Signal) error {
 		return fmt.Errorf("PostgreSQL on port %d does not end", s.Port)
 	}
 	// Of a server that was killed the processes of connections end by themselves.
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		c, err := net.DialTimeout("tcp", s.address(), time.Second)
-		if err != nil {
-			return nil
+	for end := time.Now().Add(patience); s.listens(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("something still listens on port %d", s.Port)
 		}
+	}
+	return nil
+}
+
+func (s *Server) listens() bool {
+	c, err := net.DialTimeout("tcp", s.address(), time.Second)
+	if err == nil {
 		_ = c.Close()
 	}
-	return fmt.Errorf("something still listens on port %d", s.Port)
+	return err == nil
 }
 
 // Promote makes a primary of a standby, and returns when it takes writes.

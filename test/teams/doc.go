@@ -12,5 +12,5 @@
 // front, which forwards TCP to the first of its servers that answers, as a load
 // balancer or a DNS name does. So a client whose server dies sends the same
 // commit, with the same id, to the other one, and that must not do it again. The
-// front also breaks a connection ten times a second, so that answers are lost.
+// front also breaks a connection three times a second, so that answers are lost.
 package teams

@@ -33,7 +33,7 @@ const (
 	// Every so often a client adds one to a counter that is everybody's.
 	countEvery = 4
 	// So often the connection of one client breaks.
-	cutEvery = 100 * time.Millisecond
+	cutEvery = 300 * time.Millisecond
 	// longest is how long a client may be without an answer while everything is
 	// killed around it. It is the "seconds at most" and the time that a
 	// busy machine of two cores takes for the failover itself.
@@ -186,6 +186,7 @@ func (l *load) open(address string, wait time.Duration, o ...vault.Option) *vaul
 
 // start has everybody work until end, while now and then a connection breaks.
 func (l *load) start() {
+	l.t.Cleanup(l.rest) // before the sessions are destroyed
 	l.began = time.Now()
 	for _, w := range l.writers {
 		l.work.Go(w.run)
@@ -200,6 +201,14 @@ func (l *load) start() {
 			l.tally.cut.Add(1)
 		}
 	})
+}
+
+// rest has everybody stop.
+func (l *load) rest() {
+	if !l.over() {
+		close(l.stop)
+	}
+	l.work.Wait()
 }
 
 func (l *load) over() bool {
@@ -425,8 +434,7 @@ func (r *reader) run() {
 // prints the counts.
 func (l *load) end() {
 	l.t.Helper()
-	close(l.stop)
-	l.work.Wait()
+	l.rest()
 	if l.t.Failed() {
 		return
 	}

@@ -194,7 +194,9 @@ func (s *ovServer) kill() {
 		if err := s.process.Process.Kill(); err != nil {
 			s.t.Error(err)
 		}
-		<-s.ended
+		if err := <-s.ended; err == nil {
+			s.t.Errorf("ov-server at %s ended by itself", s.address)
+		}
 	}
 	s.process = nil
 }
