@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 const (
@@ -66,6 +67,13 @@ type Reader interface {
 	// Fetch says what will be read next: a store that is far away brings it all in
 	// one trip. Reading the same without it gives the same.
 	Fetch(ranges ...Range) error
+}
+
+// Dated is a Reader of what was so at an earlier time, which it tells: that of a
+// cache.
+type Dated interface {
+	Reader
+	AsOf() time.Time
 }
 
 // Op writes one record, or deletes it when Value is nil.

@@ -209,6 +209,17 @@ func (r *visit) seen() *Seen {
 	return r.known.seen
 }
 
+// isCache reports whether this is what a server said earlier, which a client
+// uses while the server is away, for a bounded time. An env in it may be older
+// than another program here has seen it since: were that refused, the cache
+// would be of no use just when others were at work. The server gains nothing by
+// going away that it would not have by not changing for so long. Changes of keys
+// are held against all the same: a key that was replaced shall open nothing.
+func (r *visit) isCache() bool {
+	_, dated := r.Reader.(store.Dated)
+	return dated
+}
+
 // refuse is the error e, unless that is accepted: then forget is noted.
 func (r *visit) refuse(e RollbackError, forget func(*Seen)) error {
 	// What was accepted once is held against from then on.
@@ -334,7 +345,7 @@ func (s *Seen) env(e *env) *SeenEnv {
 // holdState holds the env's opened state against what is remembered.
 func (r *visit) holdState(e *env) error {
 	was := r.seen().env(e)
-	if was == nil {
+	if was == nil || r.isCache() && e.state.counter < was.Counter {
 		return nil
 	}
 	back := RollbackError{
@@ -540,6 +551,9 @@ func (s *Session) confirm(r *visit, acc *account, e *env, names []string, places
 		return nil
 	}
 	forget := func(seen *Seen) { seen.forgetEnv(e.ref()) }
+	if !counted && r.isCache() {
+		return nil
+	}
 	if !counted { // and so cannot be settled
 		err := r.refuse(*back, forget)
 		s.noteSome(r, e, places, found)

@@ -249,14 +249,8 @@ func (r *reader) Fetch(...store.Range) error { return nil }
 
 func id(r store.Range) string { return string(append([]byte{byte(r.Take)}, r.Key...)) }
 
-// AsOf tells of a Reader of a Store whether it reads the cache, and if so at
-// what time the server last confirmed what it says.
-func AsOf(r store.Reader) (time.Time, bool) {
-	if c, ok := r.(*reader); ok {
-		return c.asOf, true
-	}
-	return time.Time{}, false
-}
+// AsOf implements store.Dated: when the server has last confirmed what is here.
+func (r *reader) AsOf() time.Time { return r.asOf }
 
 // read returns the records of a range.
 func read(r store.Reader, want store.Range) (list []store.Record, err error) {
