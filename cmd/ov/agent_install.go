@@ -64,9 +64,17 @@ to start without anyone at the keyboard needs no agent: put
 			if o.user == "" {
 				return hint.Errorf("name the account that your service runs as: --user $USER", "--user is missing")
 			}
-			account, _, err := systemd.Account(o.user)
+			account, uid, err := systemd.Account(o.user)
 			if err != nil {
 				return err
+			}
+			if o.vault == "" && login.HasCompanion(key) {
+				l, err := login.ReadCompanionOf(key, uid)
+				if err != nil {
+					return err
+				}
+				l.Wipe()
+				o.vault = l.URL
 			}
 			vault, err := vaultOf(account, o.vault)
 			if err != nil {
@@ -81,7 +89,7 @@ to start without anyone at the keyboard needs no agent: put
 	f.StringVar(&o.app, "app", "", "app that the agent serves")
 	f.StringVar(&o.env, "env", "", "environment that the agent serves")
 	f.StringVar(&o.user, "user", "", "account that the agent runs as, not root")
-	f.StringVar(&o.vault, "vault", "", "vault file, or the address of its server (default that of --user: ~/.local/share/ov/vault.db)")
+	f.StringVar(&o.vault, "vault", "", "vault file, or the address of its server (default: the server that the machine key was made for, or --user's ~/.local/share/ov/vault.db)")
 	f.BoolVar(&o.enable, "enable", false, "start the agent, now and at each boot")
 	for _, name := range []string{"machine-key", "app", "env"} {
 		_ = cmd.MarkFlagRequired(name) // fails only for a flag that is not there

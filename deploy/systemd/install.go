@@ -148,9 +148,6 @@ func checkVault(p Params, uid int) error {
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			mend := "make it: sudo -u " + p.User + " -H ov auth init; or name another: --vault FILE"
-			if login.HasCompanion(p.MachineKey) {
-				mend = "the machine key is for a vault on a server: name it with --vault https://HOST:PORT"
-			}
 			return hint.Errorf(mend, "user %s has no vault at %s", p.User, safefile.Quote(p.Vault))
 		}
 		if err != nil {

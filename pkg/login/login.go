@@ -134,7 +134,7 @@ func read(path string) (Servers, error) {
 	if _, err := os.Lstat(path); absent(err) {
 		return s, nil // as cheaply as that: most have no server
 	}
-	src, err := readPrivate(path)
+	src, err := readPrivate(path, os.Geteuid())
 	if absent(err) {
 		return s, nil
 	}
@@ -240,8 +240,14 @@ func HasCompanion(keyFile string) bool {
 // ReadCompanion returns a machine key's login. The error is ErrNone if it has
 // none.
 func ReadCompanion(keyFile string) (Login, error) {
+	return ReadCompanionOf(keyFile, os.Geteuid())
+}
+
+// ReadCompanionOf is ReadCompanion for the login of another account's key, which
+// only root can read.
+func ReadCompanionOf(keyFile string, owner int) (Login, error) {
 	path := Companion(keyFile)
-	src, err := readPrivate(path)
+	src, err := readPrivate(path, owner)
 	if absent(err) {
 		return Login{}, fmt.Errorf("%s: %w", safefile.Quote(path), ErrNone)
 	}

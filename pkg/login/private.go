@@ -21,15 +21,15 @@ func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
 }
 
-func open(path string) (*safefile.Dir, string, error) {
-	dir, err := safefile.OpenDir(filepath.Dir(path), safefile.Policy{Owner: os.Geteuid(), Sticky: true})
+func open(path string, owner int) (*safefile.Dir, string, error) {
+	dir, err := safefile.OpenDir(filepath.Dir(path), safefile.Policy{Owner: owner, Sticky: true})
 	return dir, filepath.Base(path), err
 }
 
-// readPrivate reads a file that nobody but the caller and root could have read
-// or written. It is opened once, O_NOFOLLOW, and judged by fstat(2).
-func readPrivate(path string) ([]byte, error) {
-	dir, name, err := open(path)
+// readPrivate reads a file that nobody but its owner and root could have read or
+// written. It is opened once, O_NOFOLLOW, and judged by fstat(2).
+func readPrivate(path string, owner int) ([]byte, error) {
+	dir, name, err := open(path, owner)
 	if err != nil {
 		return nil, err
 	}
@@ -38,14 +38,14 @@ func readPrivate(path string) ([]byte, error) {
 	if err != nil {
 		// The file's type, owner and mode say more than "permission denied" does.
 		if info, lerr := dir.Lstat(name); lerr == nil {
-			if err := judge(path, info, dir); err != nil {
+			if err := judge(path, info, dir, owner); err != nil {
 				return nil, err
 			}
 		}
 		return nil, err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	if err := judge(path, info, dir); err != nil {
+	if err := judge(path, info, dir, owner); err != nil {
 		return nil, err
 	}
 	if info.Size > maxFile {
@@ -71,8 +71,8 @@ func credential(path string, dir *safefile.Dir) bool {
 }
 
 // judge says what forbids the use of a file.
-func judge(path string, info safefile.Info, dir *safefile.Dir) error {
-	q, owner, cred := safefile.Shell(path), os.Geteuid(), credential(path, dir)
+func judge(path string, info safefile.Info, dir *safefile.Dir, owner int) error {
+	q, cred := safefile.Shell(path), credential(path, dir)
 	unsafe := func(fix, format string, args ...any) error {
 		return hint.Wrap(&safefile.Unsafe{Path: path, Fault: fmt.Sprintf(format, args...)}, fix)
 	}
@@ -115,7 +115,7 @@ func overwrite(dir *safefile.Dir, path, name string, data []byte) error {
 			"%s: %s can write neither the file nor its directory: %w", safefile.Quote(path), safefile.User(os.Geteuid()), fs.ErrPermission)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	if err = judge(path, info, dir); err == nil {
+	if err = judge(path, info, dir, os.Geteuid()); err == nil {
 		err = safefile.WriteAll(fd, data)
 	}
 	if err == nil {
@@ -151,12 +151,12 @@ func overwritable(dir *safefile.Dir, path, name string) error {
 			"%s: %s can write neither the file nor its directory: %w", safefile.Quote(path), safefile.User(os.Geteuid()), fs.ErrPermission)
 	}
 	_ = unix.Close(fd)
-	return judge(path, info, dir)
+	return judge(path, info, dir, os.Geteuid())
 }
 
 // vacant opens the directory of a file that is to be written.
 func vacant(path string) (*safefile.Dir, string, error) {
-	dir, name, err := open(path)
+	dir, name, err := open(path, os.Geteuid())
 	if err != nil {
 		return nil, "", err
 	}
