@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -316,6 +317,51 @@ func TestNode(t *testing.T) {
 		if r := node(t, c.group, c.version, host, port, ca); !strings.Contains(r.Error, c.alert) {
 			t.Errorf("node with %s, %s: %+v", c.group, c.version, r)
 		}
+	}
+}
+
+// Anyone with an API key can see what the server gives out, as JSON, with a
+// program that is not ov: what was put there, and nothing else.
+func TestNodeReads(t *testing.T) {
+	ts := start(t)
+	account := ts.account(t)
+	_, token := ts.apiKey(t, account, grant{scope: scopeAdmin})
+	if err := commitOps(t.Context(), ts.client(t, token), put("d1", "ciphertext")); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	issued, err := Init(dir, nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := LoadCertificate(CertificateFiles(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := ts.HTTP(ts.Handler())
+	srv.TLSConfig = TLSConfig(cert)
+	go func() { _ = srv.ServeTLS(ts.Limit(l), "", "") }()
+	t.Cleanup(func() { _ = srv.Close() })
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(key string) nodeResult {
+		return node(t, "X25519MLKEM768", "TLSv1.3", "localhost", port, issued.CA,
+			"/ov.vault.v1.Vault/Read", `{"ranges":[{"take":"TAKE_ALL"}]}`, key)
+	}
+	r := ask(token)
+	want := `{"results":[{"records":[{"key":"` + base64.StdEncoding.EncodeToString([]byte("d1")) +
+		`","value":"` + base64.StdEncoding.EncodeToString([]byte("ciphertext")) + `"}]}]}`
+	if r.Status != http.StatusOK || strings.ReplaceAll(r.Body, " ", "") != want {
+		t.Errorf("node got %d %s, not %s", r.Status, r.Body, want)
+	}
+	if r := ask("ov_live_no"); r.Status != http.StatusUnauthorized || strings.Contains(r.Body, "records") {
+		t.Errorf("node got %d %s for a wrong API key", r.Status, r.Body)
 	}
 }
 
