@@ -273,20 +273,13 @@ func TestCommitExpectsMuch(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 		}
 	})
-	written := 0
 	for range 5 {
-		switch err := commitAs(ctx, c, newCommitID(), expect, put("x", "3")); {
-		case err == nil:
-			written++
-		case connect.CodeOf(err) != connect.CodeAborted:
-			t.Error(err)
+		if err := commitAs(ctx, c, newCommitID(), expect, put("x", "3")); err != nil {
+			t.Errorf("while others write: %v", err)
 		}
 	}
 	close(done)
 	wg.Wait()
-	if written == 0 {
-		t.Error("nothing could be written while others write")
-	}
 	// And a write to what is expected is never passed over.
 	if err := commitOps(ctx, c, put("big/00", "changed")); err != nil {
 		t.Fatal(err)

@@ -61,8 +61,8 @@ func later(code connect.Code, reason string, after time.Duration, format string,
 	return err
 }
 
-func busy(format string, args ...any) *connect.Error {
-	return later(connect.CodeResourceExhausted, ReasonBusy, 2*time.Second, format, args...)
+func busy(text string) *connect.Error {
+	return later(connect.CodeResourceExhausted, ReasonBusy, 2*time.Second, "%s", text)
 }
 
 // storageError makes an error for a client of one of the storage. What the client

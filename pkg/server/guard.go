@@ -52,7 +52,11 @@ func (s *Server) guard(operator bool, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		procedure := r.URL.Path
-		defer s.recovered(procedure)
+		defer func() {
+			if r := recover(); r != nil {
+				s.panicked(procedure, r)
+			}
+		}()
 		rule, ok := rules[procedure]
 		if !ok || operator != (rule.permission == permOperator) && rule.permission != permOpen {
 			s.refused("", RefusedPath)
@@ -174,12 +178,11 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// recovered ends a call that panicked. The panic's value may hold what it should
+// panicked ends a call that panicked. The panic's value may hold what it should
 // not: the log says where, not what.
-func (s *Server) recovered(procedure string) {
-	r := recover()
-	if r == nil {
-		return
+func (s *Server) panicked(procedure string, r any) {
+	if _, ok := rules[procedure]; !ok {
+		procedure = "" // a stranger's text
 	}
 	if r != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
 		s.log.Error("panic", "method", procedure, "type", fmt.Sprintf("%T", r), "at", panicSite())

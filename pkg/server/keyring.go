@@ -67,8 +67,8 @@ func newKeyring(accounts store.Accounts, l limits) *keyring {
 
 var errUnknownAccount = errors.New("unknown account")
 
-func unauthenticated(reason, format string, args ...any) *connect.Error {
-	err := fail(connect.CodeUnauthenticated, reason, format, args...)
+func unauthenticated(reason, text string) *connect.Error {
+	err := fail(connect.CodeUnauthenticated, reason, "%s", text)
 	err.Meta().Set("WWW-Authenticate", "Bearer")
 	return err
 }

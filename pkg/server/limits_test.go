@@ -139,7 +139,7 @@ func TestFloodOfWrongKeys(t *testing.T) {
 	var flood atomic.Int64
 	for range 16 {
 		h, closeIdle := newHTTPClient("")
-		defer closeIdle()
+		t.Cleanup(closeIdle)
 		c := vaultv1connect.NewVaultClient(withToken{h, string(apikey.New(store.AccountID([]byte(randomID()))).Text())}, ts.url, connect.WithGRPC())
 		wg.Go(func() {
 			for ctx.Err() == nil {
@@ -182,7 +182,7 @@ func TestStrangersWaitForEachOther(t *testing.T) {
 	if err := ask(t, good); err != nil {
 		t.Fatal(err)
 	}
-	accounts.slow.Store(int64(300 * time.Millisecond))
+	accounts.slow.Store(int64(time.Second))
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for range 4 * maxStrangers {
@@ -194,7 +194,7 @@ func TestStrangersWaitForEachOther(t *testing.T) {
 	if err := ask(t, good); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took > 600*time.Millisecond {
+	if took := time.Since(begin); took > 2500*time.Millisecond {
 		t.Errorf("a right key took %v", took)
 	}
 	stop()

@@ -6,12 +6,14 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"connectrpc.com/connect"
 	"connectrpc.com/grpcreflect"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/opaquevault/ov/pkg/store"
 	vaultv1 "github.com/opaquevault/ov/proto/ov/vault/v1"
 )
 
@@ -160,4 +162,46 @@ func TestReflection(t *testing.T) {
 			t.Errorf("status %d where it was not asked for", resp.StatusCode)
 		}
 	}
+}
+
+// A call that panics ends alone, and neither the client nor the log is told what
+// the panic had in it.
+func TestPanic(t *testing.T) {
+	accounts := &panicking{Accounts: openAccounts(t)}
+	ts := startOn(t, accounts)
+	_, c := admin(t, ts)
+	if err := ask(t, c); err != nil {
+		t.Fatal(err)
+	}
+	accounts.on.Store(true)
+	for what, err := range map[string]error{
+		"a read":   func() error { _, err := read(t.Context(), c, rangeFor("x", store.One)); return err }(),
+		"a scan":   func() error { _, err := scan(t.Context(), c, rangeFor("x", store.One)); return err }(),
+		"a commit": commitOps(t.Context(), c, put("x", "1")),
+	} {
+		if err == nil || strings.Contains(err.Error(), "planted") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	accounts.on.Store(false)
+	if err := commitOps(t.Context(), c, put("x", "1")); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	if text := ts.log.String(); strings.Contains(text, "planted") || strings.Count(text, `"msg":"panic"`) != 3 || !strings.Contains(text, "panicking") {
+		t.Errorf("the log says %s", text)
+	}
+	eventually(t, "all is given back", patience, func() bool { return ts.inflight.taken() == 0 && ts.memory.taken() == 0 })
+}
+
+// panicking is storage that panics with something secret.
+type panicking struct {
+	store.Accounts
+	on atomic.Bool
+}
+
+func (p *panicking) Store(id store.AccountID) store.Store {
+	if p.on.Load() {
+		panic("planted value")
+	}
+	return p.Accounts.Store(id)
 }

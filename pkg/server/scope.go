@@ -149,7 +149,8 @@ func (at *reach) mayRead(r store.Range) bool {
 func (at *reach) mayWrite(op store.Op) bool {
 	kind := op.Key[0]
 	if at.grant.app == "" {
-		return at.grant.scope == vaultv1.Scope_SCOPE_ADMIN || kind != kindKey && !(kind == kindAccount && len(op.Key) == 1)
+		admins := kind == kindKey || kind == kindAccount && len(op.Key) == 1
+		return !admins || at.grant.scope == vaultv1.Scope_SCOPE_ADMIN
 	}
 	switch kind {
 	case kindEnv:

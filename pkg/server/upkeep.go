@@ -135,11 +135,10 @@ func (a *accountSet) drain() map[store.AccountID]bool {
 func (s *Server) purge(ctx context.Context, now time.Time) error {
 	var errs []error
 	for account := range s.commits.drain() {
-		for more, err := true, error(nil); more; {
-			if more, err = s.purgeAccount(ctx, account, now); err != nil {
-				errs = append(errs, err)
-				break
-			}
+		for more := true; more; {
+			var err error
+			more, err = s.purgeAccount(ctx, account, now)
+			errs = append(errs, err)
 		}
 		s.commits.add(account) // its ids of today become old too
 	}

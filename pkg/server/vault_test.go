@@ -265,7 +265,7 @@ func TestRestrictedKeysAreEnough(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer key.Destroy()
+		t.Cleanup(key.Destroy)
 		open := func(g grant) (*vault.Session, func()) {
 			t.Helper()
 			_, token := ts.apiKey(t, account, g)
