@@ -227,7 +227,7 @@ func (d *Daemon) patiently(ctx context.Context, unlock func() error) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(retryEvery/2 + rand.N(retryEvery)): // not all at once, when many wait
+		case <-time.After(retryEvery/2 + rand.N(retryEvery)): //nolint:gosec // only so that not all try at once
 		}
 	}
 }

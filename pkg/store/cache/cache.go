@@ -561,8 +561,7 @@ func (s *Store) found() {
 // probe looks for the server until it answers, whatever it says.
 func (s *Store) probe() {
 	for {
-		// Not all at once, when many wait for one server.
-		pause := probeEvery/2 + rand.N(probeEvery)
+		pause := probeEvery/2 + rand.N(probeEvery) //nolint:gosec // only so that not all try at once
 		select {
 		case <-s.ctx.Done():
 			return
