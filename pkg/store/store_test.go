@@ -30,7 +30,7 @@ func TestBatchCheck(t *testing.T) {
 		"no key":          {Value: []byte("v")},
 		"a long key":      {Key: append(longest, 'k'), Value: []byte("v")},
 		"an empty record": {Key: []byte("k"), Value: []byte{}},
-		"a long record":   {Key: []byte("k"), Value: append(largest, 0)},
+		"a long record":   {Key: []byte("k"), Value: make([]byte, store.MaxValue+1)},
 	} {
 		if err := (store.Batch{{Key: []byte("k")}, op}).Check(); err == nil {
 			t.Errorf("%s is let through", what)
@@ -132,7 +132,7 @@ func (f *far) fetch(ranges []store.Range) ([][]store.Record, error) {
 	}
 	out := make([][]store.Record, len(ranges))
 	for i, r := range ranges {
-		if id := fmt.Sprint(r.Take, r.Key); f.asked[id] {
+		if id := fmt.Sprintf("%d %x", r.Take, r.Key); f.asked[id] {
 			f.t.Errorf("%q (%d) was asked for again", r.Key, r.Take)
 		} else {
 			f.asked[id] = true

@@ -453,7 +453,7 @@ func TestCodes(t *testing.T) {
 		if c.code != codes.Aborted && (strings.ContainsAny(err.Error(), "\x1b\n") || len(err.Error()) > 600 || !strings.Contains(err.Error(), "out of?[31m order?xx")) {
 			t.Errorf("%v: %q", c.code, err)
 		}
-		if got := hint.Of(err); c.err != nil && c.err != remote.ErrNotFound && got == "" {
+		if got := hint.Of(err); c.err != nil && !errors.Is(c.err, remote.ErrNotFound) && got == "" {
 			t.Errorf("%v: no hint", c.code)
 		}
 		f.left = 0

@@ -27,10 +27,12 @@ import (
 	"github.com/opaquevault/ov/pkg/server"
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/embedded"
+	"github.com/opaquevault/ov/pkg/store/postgres"
 	"github.com/opaquevault/ov/pkg/store/remote"
 	"github.com/opaquevault/ov/pkg/store/storetest"
 	vaultv1 "github.com/opaquevault/ov/proto/ov/vault/v1"
 	"github.com/opaquevault/ov/proto/ov/vault/v1/vaultv1connect"
+	"github.com/opaquevault/ov/test/pg"
 )
 
 func TestMain(m *testing.M) {
@@ -208,8 +210,28 @@ func client(t testing.TB, url string, token []byte, change ...func(*remote.Optio
 	return s
 }
 
-func TestStore(t *testing.T) {
-	s := startOne(t)
+func TestStore(t *testing.T) { conform(t, startOne(t)) }
+
+// The same with the server's records in PostgreSQL.
+func TestStoreOnPostgreSQL(t *testing.T) {
+	if testing.Short() {
+		t.Skip("NOT RUN: starts PostgreSQL")
+	}
+	dsn := pg.DSN("postgres", pg.Test(t))
+	if _, err := postgres.Migrate(t.Context(), dsn); err != nil {
+		t.Fatal(err)
+	}
+	a, err := postgres.Open(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = a.Close() })
+	conform(t, start(t, a, "127.0.0.1:0"))
+}
+
+// conform runs the conformance test over a server.
+func conform(t *testing.T, s *served) {
+	t.Helper()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, testCA().pem, 0o600); err != nil {
 		t.Fatal(err)

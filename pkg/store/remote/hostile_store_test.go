@@ -37,7 +37,7 @@ func TestHostileReplies(t *testing.T) {
 	b := store.Batch{{Key: []byte("a"), Value: []byte("1")}, {Key: []byte("ab"), Value: []byte("2")}, {Key: []byte("abc"), Value: []byte("3")}, {Key: []byte("b"), Value: []byte("4")}}
 	put(t, honest, b)
 	for _, op := range b {
-		pool = append(pool, store.Record{Key: op.Key, Value: op.Value})
+		pool = append(pool, store.Record(op))
 	}
 	if _, _, err := honest.CreateAPIKey(t.Context(), remote.NewAPIKey{Name: "ci", Scope: remote.ScopeRead, App: "myapp", Env: "production", MachineKey: "0011223344556677", Expires: time.Now().Add(time.Hour)}); err != nil {
 		t.Fatal(err)

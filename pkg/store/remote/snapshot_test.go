@@ -423,3 +423,19 @@ func TestAPIKeys(t *testing.T) {
 		t.Error(scope, err)
 	}
 }
+
+// scanned returns the keys that begin with prefix.
+func scanned(t testing.TB, s store.Store, prefix string) (keys []string) {
+	t.Helper()
+	err := s.View(t.Context(), func(r store.Reader) error {
+		keys = nil
+		return r.Scan([]byte(prefix), func(k, _ []byte) error {
+			keys = append(keys, string(k))
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
