@@ -21,7 +21,6 @@ type server struct {
 	dir  string // of its data
 	env  []string
 	addr string
-	args []string // of serve
 	cmd  *exec.Cmd
 }
 
@@ -41,17 +40,6 @@ func newServer(dir string, env []string) (s *server, key string, err error) {
 	if _, err = s.run("account", "create", "team"); err != nil {
 		return nil, "", err
 	}
-	// The server shows its CA, as it must for who has nothing but a fingerprint.
-	pair, err := os.ReadFile(filepath.Join(dir, "tls", "server.pem"))
-	ca, err2 := os.ReadFile(filepath.Join(dir, "tls", "ca.pem"))
-	if err != nil || err2 != nil {
-		return nil, "", fmt.Errorf("%w %w", err, err2)
-	}
-	full := filepath.Join(dir, "full.pem")
-	if err := os.WriteFile(full, append(pair, ca...), 0o600); err != nil {
-		return nil, "", err
-	}
-	s.args = []string{"--tls-cert", full, "--tls-key", full}
 	key, err = s.run("apikey", "create", "--account", "team", "--name", "admin", "--scope", "admin")
 	return s, strings.TrimSpace(key), err
 }
@@ -81,7 +69,7 @@ func (s *server) run(args ...string) (string, error) {
 
 // start starts the server and waits until it answers.
 func (s *server) start() error {
-	cmd, err := s.command(append([]string{"serve", "--listen", s.addr}, s.args...)...)
+	cmd, err := s.command("serve", "--listen", s.addr)
 	if err != nil {
 		return err
 	}
