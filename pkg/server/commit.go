@@ -160,7 +160,9 @@ func (m *commit) write(ctx context.Context, c *call, account store.Store) error 
 			if verified, err = commits(r); err != nil {
 				return err
 			}
-			return verify(ctx, r, m.expect, maxVerify)
+			l := &look{ctx: ctx, r: r, memory: c.memory}
+			defer l.done()
+			return l.verify(m.expect, maxVerify)
 		})
 		if err != nil {
 			return err
@@ -231,10 +233,9 @@ func (m *commit) batch(ctx context.Context, c *call, r store.Reader, verified ui
 		return nil, err
 	}
 	if count != verified {
-		if err := r.Fetch(allOf(nil, m.expect)...); err != nil {
-			return nil, err
-		}
-		if err := verify(ctx, r, m.expect, most); err != nil {
+		l := &look{ctx: ctx, r: r, memory: c.memory}
+		defer l.done()
+		if err := l.verify(m.expect, most); err != nil {
 			return nil, err
 		}
 	}

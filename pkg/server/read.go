@@ -95,19 +95,15 @@ func (s vaultService) read(ctx context.Context, q reading, begin func(), fn func
 		if _, err := c.reach(r, q.ranges, q.expect); err != nil {
 			return err
 		}
-		if err := r.Fetch(allOf(q.ranges, q.expect)...); err != nil {
-			return err
-		}
 		begin()
-		if err := verify(ctx, r, q.expect, maxVerify); err != nil {
+		l := &look{ctx: ctx, r: r, memory: c.memory}
+		defer l.done()
+		if err := l.verify(q.expect, maxVerify); err != nil {
 			return err
 		}
-		for i, rng := range q.ranges {
-			if err := readRange(ctx, r, rng, func(key, value []byte) error { return fn(i, key, value) }); err != nil {
-				return err
-			}
-		}
-		return nil
+		return l.each(q.ranges, func(i int) error {
+			return l.read(q.ranges[i], func(key, value []byte) error { return fn(i, key, value) })
+		})
 	})
 	return s.storageError(ctx, err)
 }
@@ -135,42 +131,86 @@ func allOf(ranges []store.Range, expects []expect) []store.Range {
 	return append(list, ranges...)
 }
 
-// readRange calls fn for each record in the range that is not the server's own.
-func readRange(ctx context.Context, r store.Reader, rng store.Range, fn func(key, value []byte) error) error {
-	switch rng.Take {
-	case store.One:
-		value, err := r.Get(rng.Key)
-		if err != nil || value == nil {
+// look reads ranges in one snapshot.
+type look struct {
+	ctx    context.Context
+	r      store.Reader
+	memory *room
+	kept   int64
+}
+
+const (
+	// maxFetch bounds what is fetched ahead, in ranges: each may bring a record of
+	// store.MaxValue before anybody has seen how large it is.
+	maxFetch = 64
+	// maxKept bounds what a snapshot keeps, in bytes: storage that is far away
+	// remembers what was read one by one.
+	maxKept = 128 << 20
+)
+
+// each calls fn for each of the ranges, when what is in it is near.
+func (l *look) each(ranges []store.Range, fn func(i int) error) error {
+	for i := range ranges {
+		if i%maxFetch == 0 {
+			if err := l.r.Fetch(ranges[i:min(i+maxFetch, len(ranges))]...); err != nil {
+				return err
+			}
+		}
+		if err := fn(i); err != nil {
 			return err
 		}
-		return fn(rng.Key, value)
-	case store.Last:
+	}
+	return nil
+}
+
+// read calls fn for each record in the range that is not the server's own.
+func (l *look) read(rng store.Range, fn func(key, value []byte) error) (err error) {
+	if rng.Take == store.All {
+		n := 0
+		return l.r.Scan(rng.Key, func(key, value []byte) error {
+			if n++; n%1024 == 0 && l.ctx.Err() != nil {
+				return l.ctx.Err()
+			}
+			if private(key) {
+				return nil
+			}
+			return fn(key, value)
+		})
+	}
+	key := rng.Key
+	var value []byte
+	if rng.Take == store.One {
+		value, err = l.r.Get(rng.Key)
+	} else {
 		// The server's own keys come before all others: if they are the last, there
 		// are no others.
-		key, value, err := r.Last(rng.Key)
-		if err != nil || key == nil || private(key) {
-			return err
-		}
-		return fn(key, value)
+		key, value, err = l.r.Last(rng.Key)
 	}
-	n := 0
-	return r.Scan(rng.Key, func(key, value []byte) error {
-		if n++; n%1024 == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if private(key) {
-			return nil
-		}
-		return fn(key, value)
-	})
+	if err != nil || value == nil || private(key) {
+		return err
+	}
+	n := int64(len(key) + len(value) + recordSize)
+	if l.kept+n > maxKept {
+		return tooLarge("more than %d bytes of single records", maxKept)
+	}
+	if !l.memory.take(n) {
+		return busy("too much at a time")
+	}
+	l.kept += n
+	return fn(key, value)
+}
+
+func (l *look) done() {
+	l.memory.give(l.kept)
+	l.kept = 0
 }
 
 // verify fails with ABORTED if something is not as it was when the client has
 // read it, and with errMuch if there are more than so many bytes to compare.
-func verify(ctx context.Context, r store.Reader, expects []expect, most int64) error {
-	for _, e := range expects {
+func (l *look) verify(expects []expect, most int64) error {
+	return l.each(allOf(nil, expects), func(i int) error {
 		var d store.Digest
-		err := readRange(ctx, r, e.Range, func(key, value []byte) error {
+		err := l.read(expects[i].Range, func(key, value []byte) error {
 			if most -= int64(len(key) + len(value) + recordSize); most < 0 {
 				return errMuch
 			}
@@ -180,11 +220,11 @@ func verify(ctx context.Context, r store.Reader, expects []expect, most int64) e
 		if err != nil {
 			return err
 		}
-		if most -= recordSize; !bytes.Equal(d.Sum(), e.digest) {
+		if !bytes.Equal(d.Sum(), expects[i].digest) {
 			return changed()
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func changed() error {

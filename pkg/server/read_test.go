@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -300,4 +301,78 @@ func TestSpoolHasNoName(t *testing.T) {
 	}); err != nil || n != len(want) {
 		t.Errorf("%d parts, %v", n, err)
 	}
+}
+
+// However many single records are asked for, few are fetched ahead, and what a
+// snapshot keeps of them is bounded: storage that is far away has them in memory.
+func TestSingleRecordsAreBounded(t *testing.T) {
+	accounts := &fetches{Accounts: openAccounts(t)}
+	ts := startOn(t, accounts)
+	account, c := admin(t, ts)
+	const n = maxKept>>20 + 5
+	all := fill(t, ts, account, n)
+	var ranges []*vaultv1.Range
+	var expects []*vaultv1.Expect
+	for i := range n {
+		key := fmt.Sprintf("big/%04d", i)
+		take := store.Take(2 * (i % 2)) // one or last
+		ranges = append(ranges, rangeFor(key, take))
+		expects = append(expects, expecting(key, take, store.Record{Key: []byte(key), Value: []byte(all[key])}))
+	}
+	for what, req := range map[string]*vaultv1.ReadRequest{"ranges": {Ranges: ranges}, "expects": {Expect: expects}} {
+		stream, err := c.Scan(t.Context(), connect.NewRequest(req))
+		if err == nil {
+			for stream.Receive() {
+				t.Errorf("%s: something came", what)
+			}
+			err = stream.Err()
+			_ = stream.Close()
+		}
+		fails(t, what, err, connect.CodeResourceExhausted, ReasonTooLarge)
+	}
+	fails(t, "a commit", sendCommit(t.Context(), c, &vaultv1.CommitRequest{Id: newCommitID(), Expect: expects, Ops: []*vaultv1.Op{put("x", "1")}, End: true, Count: 1}), connect.CodeResourceExhausted, ReasonTooLarge)
+	if got, err := scan(t.Context(), c, ranges[:100]...); err != nil || len(got) != 100 {
+		t.Errorf("a hundred: %d, %v", len(got), err)
+	}
+	if err := commitAs(t.Context(), c, newCommitID(), expects[:100], put("x", "1")); err != nil {
+		t.Errorf("a commit that expects a hundred: %v", err)
+	}
+	if most := accounts.most.Load(); most != maxFetch {
+		t.Errorf("%d ranges were fetched at a time", most)
+	}
+	eventually(t, "all is given back", 5*time.Second, func() bool { return ts.memory.taken() == 0 && ts.spool.taken() == 0 })
+}
+
+// fetches is storage that knows how many ranges were fetched at most.
+type fetches struct {
+	store.Accounts
+	most atomic.Int64
+}
+
+func (a *fetches) Store(id store.AccountID) store.Store {
+	return fetchStore{a.Accounts.Store(id), a}
+}
+
+type fetchStore struct {
+	store.Store
+	of *fetches
+}
+
+func (s fetchStore) View(ctx context.Context, fn func(store.Reader) error) error {
+	return s.Store.View(ctx, func(r store.Reader) error { return fn(fetchReader{r, s.of}) })
+}
+
+func (s fetchStore) Update(ctx context.Context, fn func(store.Reader) (store.Batch, error)) error {
+	return s.Store.Update(ctx, func(r store.Reader) (store.Batch, error) { return fn(fetchReader{r, s.of}) })
+}
+
+type fetchReader struct {
+	store.Reader
+	of *fetches
+}
+
+func (r fetchReader) Fetch(ranges ...store.Range) error {
+	for old := r.of.most.Load(); int64(len(ranges)) > old && !r.of.most.CompareAndSwap(old, int64(len(ranges))); old = r.of.most.Load() {
+	}
+	return r.Reader.Fetch(ranges...)
 }
