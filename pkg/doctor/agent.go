@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -194,6 +195,15 @@ func (d *doctor) connect(ctx context.Context, installed *subject, list []*subjec
 		d.fail("agent", subject, "ov agent unlock", "is locked: %s", st.LockedBecause)
 	default:
 		d.ok("agent", subject, "is unlocked, with the vault %s", safefile.Quote(st.Vault))
+	}
+	if far := st.Server; far != nil && far.AwaySince != nil {
+		since := far.AwaySince.Local().Format(time.DateTime)
+		if far.AsOf != nil {
+			d.note("agent", subject, "ov agent status", "cannot reach its server since %s, and serves what that said at %s: %s",
+				since, far.AsOf.Local().Format(time.DateTime), far.AwayBecause)
+		} else {
+			d.fail("agent", subject, "ov agent status", "cannot reach its server since %s: %s", since, far.AwayBecause)
+		}
 	}
 	if d.opt.Version != "" && st.Version != d.opt.Version {
 		fix := "ov agent stop && ov agent start"

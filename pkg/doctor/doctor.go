@@ -88,11 +88,15 @@ type doctor struct {
 	found  []Finding
 	client *agent.Client // to a running agent, or nil
 	status agent.Status
+	ends   []func() // of connections to servers
 }
 
 func (d *doctor) close() {
 	if d.client != nil {
 		_ = d.client.Close()
+	}
+	for _, end := range d.ends {
+		end()
 	}
 }
 

@@ -17,10 +17,12 @@ import (
 
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/login"
 	"github.com/opaquevault/ov/pkg/machinekey"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/bolt"
+	"github.com/opaquevault/ov/pkg/stores"
 	"github.com/opaquevault/ov/pkg/vault"
 	"github.com/opaquevault/ov/pkg/xdg"
 )
@@ -335,6 +337,9 @@ func (d *doctor) vault(ctx context.Context, s *subject) *vault.Vault {
 		d.failErr("vault", s.name, s.vaultErr, "ov status")
 		return nil
 	}
+	if stores.IsURL(s.vault) {
+		return d.serverVault(ctx, s)
+	}
 	q := safefile.Shell(s.vault)
 	info, err := os.Lstat(s.vault)
 	switch {
@@ -393,14 +398,23 @@ func (s *subject) vaultFlag() string {
 // vaultOf returns the vault that the account's ov uses with the given home and
 // XDG_ variables: what package config does for the caller, done for another.
 func (d *doctor) vaultOf(s *subject, home string, environment map[string]string) (string, error) {
+	if stores.IsURL(s.inv.vault) {
+		return login.Canonical(s.inv.vault)
+	}
 	if s.inv.vault != "" {
 		if !filepath.IsAbs(s.inv.vault) {
 			return "", fmt.Errorf("--vault %s is not an absolute path", safefile.Quote(s.inv.vault))
 		}
 		return s.inv.vault, nil
 	}
+	if url := companionURL(s); url != "" {
+		return url, nil
+	}
 	if s.unit == nil && s.account.uid == d.sys.UID {
 		c, err := config.Vault("")
+		if err == nil && c.Source == config.FromDefault {
+			return stores.Default(s.inv.machineKey)
+		}
 		return c.Value, err
 	}
 	if !filepath.IsAbs(home) {
