@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/opaquevault/ov/pkg/store"
@@ -16,14 +17,31 @@ import (
 
 const (
 	beginRead  = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`
-	beginWrite = `BEGIN READ WRITE`
+	beginWrite = `BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`
 	exists     = `SELECT 1 FROM ov_accounts WHERE account = $1`
 	// Writers of one account follow each other. So what they read is what was
 	// last committed, on any isolation level.
 	lockRow = exists + ` FOR UPDATE`
 
-	// page is how many records of a scan are in memory at a time.
-	page = 512
+	selectOne  = `SELECT key, value FROM ov_records WHERE account = $1 AND key = ANY($2::bytea[])`
+	selectLast = `SELECT r.key, r.value, w.n FROM unnest($2::bytea[], $3::bytea[]) WITH ORDINALITY AS w (low, high, n)
+		CROSS JOIN LATERAL (SELECT key, value FROM ov_records
+			WHERE account = $1 AND key >= w.low AND key < w.high ORDER BY key DESC LIMIT 1) AS r`
+	selectFirst = `SELECT r.key, r.value, w.n FROM unnest($2::bytea[], $3::bytea[]) WITH ORDINALITY AS w (low, high, n)
+		CROSS JOIN LATERAL (SELECT key, value FROM ov_records
+			WHERE account = $1 AND key >= w.low AND key < w.high ORDER BY key LIMIT $4) AS r
+		ORDER BY w.n, r.key`
+	selectPage = `SELECT key, value FROM ov_records WHERE account = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4`
+	deleteKeys = `DELETE FROM ov_records WHERE account = $1 AND key = ANY($2::bytea[])`
+	upsert     = `INSERT INTO ov_records (account, key, value) SELECT $1, w.key, w.value
+		FROM unnest($2::bytea[], $3::bytea[]) AS w (key, value)
+		ON CONFLICT (account, key) DO UPDATE SET value = excluded.value`
+
+	// firstPage and lastPage bound how many records of a scan are asked for in one
+	// trip, and pageSize how many bytes of them are in memory at a time.
+	firstPage = 64
+	lastPage  = 4096
+	pageSize  = 4 << 20
 	// maxStatement bounds what one statement writes, in bytes and in records.
 	maxStatement        = 4 << 20
 	maxStatementRecords = 4096
@@ -39,7 +57,7 @@ func (s *account) View(ctx context.Context, fn func(store.Reader) error) error {
 	return retry(ctx, func() error {
 		return s.with(ctx, beginRead, exists, func(t *tx) error {
 			err := fn(t.reader())
-			if err == nil {
+			if err == nil && !t.begun {
 				err = t.send(nil) // whether there is such an account
 			}
 			return err
@@ -57,14 +75,14 @@ func (s *account) Update(ctx context.Context, fn func(store.Reader) (store.Batch
 	defer done()
 	return retry(ctx, func() error {
 		return s.with(ctx, beginWrite, lockRow, func(t *tx) error {
-			if err := t.send(nil); err != nil {
-				return err
-			}
 			b, err := fn(t.reader())
-			if err != nil || len(b) == 0 {
-				return err
+			if err == nil {
+				err = b.Check()
 			}
-			if err := b.Check(); err != nil {
+			if err == nil && !t.begun { // the row is locked before anything is written
+				err = t.send(nil)
+			}
+			if err != nil || len(b) == 0 {
 				return err
 			}
 			return t.commit(b)
@@ -79,7 +97,8 @@ type tx struct {
 	id          store.AccountID
 	begin, find string
 	begun       bool
-	failed      error // a statement; fn's errors that come of it are this one
+	ahead       func(*pgx.Batch) // goes with the next trip
+	failed      error            // a statement; fn's errors that come of it are this one
 }
 
 // with calls fn with a transaction, and undoes what fn has not committed.
@@ -115,9 +134,14 @@ func (t *tx) end() {
 // send sends statements in one trip, the first ones with what begins the
 // transaction before them.
 func (t *tx) send(queue func(*pgx.Batch)) error {
-	if t.failed != nil {
-		return t.failed
+	if t.failed == nil {
+		t.failed = explain(t.ctx, t.exchange(queue))
 	}
+	return t.failed
+}
+
+// exchange is send with what pgx has to say about it.
+func (t *tx) exchange(queue func(*pgx.Batch)) error {
 	b := &pgx.Batch{}
 	if !t.begun {
 		b.Queue(t.begin)
@@ -130,21 +154,19 @@ func (t *tx) send(queue func(*pgx.Batch)) error {
 			return err
 		})
 	}
+	if t.ahead != nil {
+		t.ahead(b)
+		t.ahead = nil
+	}
 	if queue != nil {
 		queue(b)
 	}
-	if b.Len() == 0 {
-		return nil
-	}
 	t.begun = true
 	err := t.conn.SendBatch(t.ctx, b).Close()
-	if err != nil {
-		t.failed = explain(t.ctx, err)
-		if isReadOnly(err) { // the server was a primary: look for the new one
-			_ = t.conn.Conn().Close(t.ctx)
-		}
+	if isReadOnly(err) { // the server was a primary: look for the new one
+		_ = t.conn.Conn().Close(t.ctx)
 	}
-	return t.failed
+	return err
 }
 
 // commit writes the batch. A loss from here on leaves it unknown whether the
@@ -171,32 +193,42 @@ func (t *tx) commit(b store.Batch) error {
 		order[i] = i
 	}
 	slices.SortFunc(order, func(i, j int) int { return bytes.Compare(keys[i], keys[j]) })
-	err := t.send(func(q *pgx.Batch) {
+	notices := t.conn.Conn().PgConn().CustomData()
+	delete(notices, warning)
+	err := t.exchange(func(q *pgx.Batch) {
 		for part := range slices.Chunk(deletes, maxStatementRecords) {
-			q.Queue(`DELETE FROM ov_records WHERE account = $1 AND key = ANY($2)`, t.id[:], part)
+			q.Queue(deleteKeys, t.id[:], part)
 		}
 		var k, v [][]byte
 		size := 0
 		flush := func() {
 			if len(k) > 0 {
-				q.Queue(`INSERT INTO ov_records (account, key, value) SELECT $1, w.key, w.value
-					FROM unnest($2::bytea[], $3::bytea[]) AS w (key, value)
-					ON CONFLICT (account, key) DO UPDATE SET value = excluded.value`, t.id[:], k, v)
+				q.Queue(upsert, t.id[:], k, v)
 			}
 			k, v, size = nil, nil, 0
 		}
 		for _, i := range order {
-			if size += len(keys[i]) + len(values[i]); size > maxStatement || len(k) == maxStatementRecords {
+			if size+len(keys[i])+len(values[i]) > maxStatement || len(k) == maxStatementRecords {
 				flush()
-				size = len(keys[i]) + len(values[i])
 			}
+			size += len(keys[i]) + len(values[i])
 			k, v = append(k, keys[i]), append(v, values[i])
 		}
 		flush()
-		q.Queue("COMMIT")
+		q.Queue("COMMIT").Exec(func(tag pgconn.CommandTag) error {
+			if tag.String() != "COMMIT" {
+				return fmt.Errorf("%w: COMMIT was answered with %s", store.ErrUnavailable, tag)
+			}
+			return nil
+		})
 	})
-	if err != nil && !isAborted(err) {
-		t.failed = final(fmt.Errorf("%w; it is not known whether it was written", err))
+	switch {
+	case err != nil && isAborted(err):
+		t.failed = explain(t.ctx, err)
+	case err != nil:
+		t.failed = unknown(explain(t.ctx, err))
+	case notices[warning] != nil:
+		t.failed = unknown(fmt.Errorf("a standby may not have it: PostgreSQL: %v", notices[warning]))
 	}
 	return t.failed
 }
@@ -205,9 +237,16 @@ func (t *tx) commit(b store.Batch) error {
 type reader struct {
 	*tx
 	*store.Memo
+	pages map[string]page // fetched ahead, by prefix
 }
 
-func (t *tx) reader() reader { return reader{t, store.NewMemo(t.fetch)} }
+// page is the beginning of what a scan brings.
+type page struct {
+	records []store.Record
+	isAll   bool
+}
+
+func (t *tx) reader() reader { return reader{t, store.NewMemo(t.fetch), map[string]page{}} }
 
 // Get implements store.Reader.
 func (r reader) Get(key []byte) ([]byte, error) {
@@ -217,11 +256,44 @@ func (r reader) Get(key []byte) ([]byte, error) {
 	return r.Memo.Get(key)
 }
 
-// Fetch implements store.Reader. Scans are not fetched ahead: they may be large,
-// and bring a page in one trip all the same.
+// Fetch implements store.Reader. Of a scan it brings the beginning.
 func (r reader) Fetch(ranges ...store.Range) error {
-	ranges = slices.DeleteFunc(slices.Clone(ranges), func(rng store.Range) bool { return rng.Take == store.All })
-	return r.Memo.Fetch(ranges...)
+	var few []store.Range
+	var prefixes, from, to [][]byte
+	for _, rng := range ranges {
+		if rng.Take != store.All {
+			few = append(few, rng)
+		} else if _, ok := r.pages[string(rng.Key)]; !ok {
+			prefixes, from, to = append(prefixes, orEmpty(rng.Key)), append(from, orEmpty(rng.Key)), append(to, after(rng.Key))
+		}
+	}
+	got, size, cut := make([]page, len(prefixes)), 0, len(prefixes)
+	if len(prefixes) > 0 {
+		r.ahead = func(q *pgx.Batch) {
+			q.Queue(selectFirst, r.id[:], from, to, firstPage).Query(func(rows pgx.Rows) error {
+				return each(rows, func(rec store.Record, n int64) bool {
+					p := &got[n-1]
+					p.records = append(p.records, rec)
+					if size += len(rec.Key) + len(rec.Value); size > pageSize {
+						cut = int(n) - 1
+					}
+					return size <= pageSize
+				})
+			})
+		}
+	}
+	err := r.Memo.Fetch(few...)
+	if err == nil && r.ahead != nil { // few are known already
+		err = r.send(nil)
+	}
+	if err != nil {
+		return err
+	}
+	for i, p := range got[:min(cut+1, len(got))] {
+		p.isAll = i != cut && len(p.records) < firstPage
+		r.pages[string(prefixes[i])] = p
+	}
+	return nil
 }
 
 // fetch reads ranges that take at most one record each.
@@ -240,25 +312,28 @@ func (t *tx) fetch(ranges []store.Range) ([][]store.Record, error) {
 	}
 	err := t.send(func(q *pgx.Batch) {
 		if len(keys) > 0 {
-			q.Queue(`SELECT key, value FROM ov_records WHERE account = $1 AND key = ANY($2::bytea[])`, t.id[:], keys).
-				Query(func(rows pgx.Rows) error {
-					return each(rows, func(rec store.Record, _ int64) { got[one[string(rec.Key)]] = []store.Record{rec} })
+			q.Queue(selectOne, t.id[:], keys).Query(func(rows pgx.Rows) error {
+				return each(rows, func(rec store.Record, _ int64) bool {
+					got[one[string(rec.Key)]] = []store.Record{rec}
+					return true
 				})
+			})
 		}
 		if len(at) > 0 {
-			q.Queue(`SELECT r.key, r.value, w.n FROM unnest($2::bytea[], $3::bytea[]) WITH ORDINALITY AS w (low, high, n)
-				CROSS JOIN LATERAL (SELECT key, value FROM ov_records
-					WHERE account = $1 AND key >= w.low AND key < w.high ORDER BY key DESC LIMIT 1) AS r`, t.id[:], from, to).
-				Query(func(rows pgx.Rows) error {
-					return each(rows, func(rec store.Record, n int64) { got[at[n-1]] = []store.Record{rec} })
+			q.Queue(selectLast, t.id[:], from, to).Query(func(rows pgx.Rows) error {
+				return each(rows, func(rec store.Record, n int64) bool {
+					got[at[n-1]] = []store.Record{rec}
+					return true
 				})
+			})
 		}
 	})
 	return got, err
 }
 
-// each calls fn for each row: a key, a value, and maybe a number.
-func each(rows pgx.Rows, fn func(rec store.Record, n int64)) error {
+// each calls fn for each row, a key, a value, and maybe a number, until fn returns
+// false.
+func each(rows pgx.Rows, fn func(rec store.Record, n int64) bool) error {
 	defer rows.Close()
 	for rows.Next() {
 		var rec store.Record
@@ -267,36 +342,56 @@ func each(rows pgx.Rows, fn func(rec store.Record, n int64)) error {
 		if err := rows.Scan(to[:len(rows.FieldDescriptions())]...); err != nil {
 			return err
 		}
-		fn(rec, n)
+		if !fn(rec, n) {
+			break
+		}
 	}
+	rows.Close()
 	return rows.Err()
 }
 
 // Scan implements store.Reader, a page at a time.
 func (r reader) Scan(prefix []byte, fn func(key, value []byte) error) error {
-	from, to := orEmpty(prefix), after(prefix)
+	p, isFetched := r.pages[string(prefix)]
+	from, to, most := orEmpty(prefix), after(prefix), firstPage
 	for {
-		list := make([]store.Record, 0, page)
-		err := r.send(func(q *pgx.Batch) {
-			q.Queue(`SELECT key, value FROM ov_records WHERE account = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4`,
-				r.id[:], from, to, page).
-				Query(func(rows pgx.Rows) error {
-					return each(rows, func(rec store.Record, _ int64) { list = append(list, rec) })
-				})
-		})
-		if err != nil {
-			return err
-		}
-		for _, rec := range list {
-			if err := fn(rec.Key, rec.Value); err != nil {
+		if !isFetched {
+			var err error
+			if p, err = r.page(from, to, most); err != nil {
 				return err
 			}
 		}
-		if len(list) < page {
+		isFetched = false
+		size := 0
+		for _, rec := range p.records {
+			if err := fn(rec.Key, rec.Value); err != nil {
+				return err
+			}
+			size += len(rec.Key) + len(rec.Value)
+		}
+		if p.isAll {
 			return nil
 		}
-		from = append(bytes.Clone(list[page-1].Key), 0) // the next key there can be
+		n := len(p.records)
+		from = append(bytes.Clone(p.records[n-1].Key), 0) // the next key there can be
+		most = max(1, min(pageSize*n/size, lastPage))
 	}
+}
+
+// page reads at most so many records.
+func (t *tx) page(from, to []byte, most int) (p page, err error) {
+	size := 0
+	err = t.send(func(q *pgx.Batch) {
+		q.Queue(selectPage, t.id[:], from, to, most).Query(func(rows pgx.Rows) error {
+			return each(rows, func(rec store.Record, _ int64) bool {
+				p.records = append(p.records, rec)
+				size += len(rec.Key) + len(rec.Value)
+				return size <= pageSize
+			})
+		})
+	})
+	p.isAll = len(p.records) < most && size <= pageSize
+	return p, err
 }
 
 // orEmpty is the prefix, never NULL.

@@ -1,9 +1,12 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -23,7 +26,13 @@ const (
 	deadlock             = "40P01"
 	lockNotAvailable     = "55P03"
 	undefinedTable       = "42P01"
+	completionUnknown    = "40003"
+	resolutionUnknown    = "08007"
 )
+
+// passing are classes of errors that may be over soon: of connections, of what is
+// used up, and of an operator who stops or starts a server.
+var passing = []string{"08", "53", "57"}
 
 // finalError is not tried again.
 type finalError struct{ error }
@@ -58,13 +67,13 @@ func retry(ctx context.Context, fn func() error) error {
 
 // explain says what an error means to a store.
 func explain(ctx context.Context, err error) error {
-	var ours *retryError
+	var again *retryError
 	var said *pgconn.PgError
 	switch {
-	case err == nil, errors.As(err, &ours), isStores(err):
+	case err == nil, errors.As(err, &again), isStores(err):
 		return err
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("%w: the database did not answer in time", store.ErrBusy)
+		return fmt.Errorf("%w: the database did not answer in time", store.ErrUnavailable)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.As(err, &said):
@@ -75,13 +84,14 @@ func explain(ctx context.Context, err error) error {
 			return &retryError{fmt.Errorf("%w: %s", store.ErrBusy, text)}
 		case said.Code == lockNotAvailable:
 			return fmt.Errorf("%w: %s", store.ErrBusy, text)
-		case said.Code == readOnlyTransaction, said.Code[:2] == "08", said.Code[:2] == "53", said.Code[:2] == "57":
+		case said.Code == readOnlyTransaction, slices.Contains(passing, said.Code[:2]):
 			return &retryError{fmt.Errorf("%w: %s", store.ErrUnavailable, text)}
 		}
-		return errors.New(text)
+		return fmt.Errorf("%w: %s", store.ErrUnavailable, text)
 	}
 	// All else is about the connection. pgx leaves passwords out of it.
-	return &retryError{fmt.Errorf("%w: the database: %w", store.ErrUnavailable, err)}
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	return &retryError{fmt.Errorf("%w: the database: %s", store.ErrUnavailable, text)}
 }
 
 func isStores(err error) bool {
@@ -93,12 +103,33 @@ func isStores(err error) bool {
 	return false
 }
 
-// isAborted reports whether the database has said that it did not commit.
+// unknown is the error of a write that may have been done.
+func unknown(err error) error {
+	return final(fmt.Errorf("%w: it is not known whether it was written: %w", store.ErrUnavailable, err))
+}
+
+// isAborted reports whether the database has said that it did not commit. When it
+// ends the connection, it has not; what is worse than an error does that.
 func isAborted(err error) bool {
-	return errors.Is(err, store.ErrBusy) && !errors.Is(err, context.DeadlineExceeded)
+	var said *pgconn.PgError
+	return errors.As(err, &said) && cmp.Or(said.SeverityUnlocalized, said.Severity) == "ERROR" &&
+		said.Code != completionUnknown && said.Code != resolutionUnknown
 }
 
 func isReadOnly(err error) bool {
 	var said *pgconn.PgError
 	return errors.As(err, &said) && said.Code == readOnlyTransaction
+}
+
+// warning is under which a connection keeps the last one that the server gave.
+const warning = "warning"
+
+// noteWarning looks for the one answer to COMMIT that is no error and must be
+// taken for one: PostgreSQL stops waiting for a synchronous standby when it is
+// told to cancel, by a statement_timeout among others. It then says in a warning
+// that the standby may not have what was committed, and COMMIT has succeeded.
+func noteWarning(c *pgconn.PgConn, n *pgconn.Notice) {
+	if cmp.Or(n.SeverityUnlocalized, n.Severity) == "WARNING" {
+		c.CustomData()[warning] = n.Message
+	}
 }

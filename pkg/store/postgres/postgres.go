@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/opaquevault/ov/pkg/hint"
@@ -88,6 +89,10 @@ func connect(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3,
 	}}
 	config.ConnConfig.DialFunc = dialer.DialContext
+	config.ConnConfig.OnNotice = noteWarning
+	if config.ConnConfig.ValidateConnect == nil { // of several hosts the one that takes writes
+		config.ConnConfig.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, explain(ctx, err)
@@ -103,14 +108,13 @@ func (a *Accounts) Close() error {
 
 // Create implements store.Accounts.
 func (a *Accounts) Create(ctx context.Context, account store.Account) error {
-	return retry(ctx, func() error {
-		tag, err := a.pool.Exec(ctx, `INSERT INTO ov_accounts (account, name, created) VALUES ($1, $2, $3)
-			ON CONFLICT (account) DO NOTHING`, account.ID[:], account.Name, account.Created)
-		if err == nil && tag.RowsAffected() == 0 {
-			return fmt.Errorf("%w: %x", store.ErrAccountExists, account.ID)
-		}
-		return explain(ctx, err)
-	})
+	// Tried again, it could find what it has made itself.
+	tag, err := a.pool.Exec(ctx, `INSERT INTO ov_accounts (account, name, created) VALUES ($1, $2, $3)
+		ON CONFLICT (account) DO NOTHING`, account.ID[:], account.Name, account.Created)
+	if err == nil && tag.RowsAffected() == 0 {
+		return fmt.Errorf("%w: %x", store.ErrAccountExists, account.ID)
+	}
+	return explain(ctx, err)
 }
 
 // List implements store.Accounts.

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -306,6 +305,46 @@ func TestFailover(t *testing.T) {
 	}
 }
 
+// TestStandbyHangs: what only the primary has is not acknowledged, however its
+// wait for the standby ends.
+func TestStandbyHangs(t *testing.T) {
+	primary := pg.Test(t)
+	standby, err := primary.Standby(pg.Dir(t), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = standby.Stop() })
+	dsn := pg.DSN("postgres", primary)
+	if _, err := Migrate(t.Context(), dsn); err != nil {
+		t.Fatal(err)
+	}
+	all := open(t, dsn+"&statement_timeout=500")
+	id := newAccount(t, all)
+	if err := standby.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	write := func(ctx context.Context) error {
+		return all.Store(id).Update(ctx, func(store.Reader) (store.Batch, error) {
+			return store.Batch{{Key: []byte("k"), Value: []byte("v")}}, nil
+		})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := write(ctx); err == nil {
+		t.Error("acknowledged without the standby")
+	}
+	// The operator ends the wait.
+	go func() {
+		for range 50 {
+			time.Sleep(100 * time.Millisecond)
+			_, _ = primary.SQL("postgres", "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+		}
+	}()
+	if err := write(t.Context()); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "standby") {
+		t.Errorf("a wait that was canceled: %v", err)
+	}
+}
+
 func snapshotOf(mu *sync.Mutex, m map[string]bool) []string {
 	mu.Lock()
 	defer mu.Unlock()
@@ -314,37 +353,4 @@ func snapshotOf(mu *sync.Mutex, m map[string]bool) []string {
 		list = append(list, k)
 	}
 	return list
-}
-
-func BenchmarkRead(b *testing.B)  { bench(b, false) }
-func BenchmarkWrite(b *testing.B) { bench(b, true) }
-
-// bench reads or writes ten records at a time.
-func bench(b *testing.B, write bool) {
-	if os.Getenv("CI") != "" {
-		b.Skip("takes a server")
-	}
-	dsn, _ := database(b)
-	all := open(b, dsn)
-	st := all.Store(newAccount(b, all))
-	batch := store.Batch{}
-	var ranges []store.Range
-	for i := range 10 {
-		key := fmt.Appendf(nil, "key %d", i)
-		batch.Put(key, make([]byte, 200))
-		ranges = append(ranges, store.Range{Key: key[:len(key)-1], Take: store.Last}, store.Range{Key: key})
-	}
-	b.ResetTimer()
-	for range b.N {
-		err := st.Update(b.Context(), func(store.Reader) (store.Batch, error) { return batch, nil })
-		if write {
-			if err != nil {
-				b.Fatal(err)
-			}
-			continue
-		}
-		if err := st.View(b.Context(), func(r store.Reader) error { return r.Fetch(ranges...) }); err != nil {
-			b.Fatal(err)
-		}
-	}
 }
