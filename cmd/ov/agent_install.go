@@ -160,6 +160,11 @@ func installLaunchAgent(cmd *cobra.Command, p launchd.Params, name string, enabl
 		return hint.Errorf("run it as that user, without sudo", "a LaunchAgent is installed by the user who logs in, who is not %s", me.Username)
 	}
 	p.Home = me.HomeDir
+	if p.Vault == "" && login.HasCompanion(p.MachineKey) {
+		if p.Vault, err = stores.Default(p.MachineKey); err != nil {
+			return err
+		}
+	}
 	if p.Vault, err = vaultOf(me, p.Vault); err != nil {
 		return err
 	}

@@ -18,9 +18,11 @@ import (
 	"unicode/utf8"
 
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/login"
 	"github.com/opaquevault/ov/pkg/machinekey"
 	"github.com/opaquevault/ov/pkg/names"
 	"github.com/opaquevault/ov/pkg/safefile"
+	"github.com/opaquevault/ov/pkg/stores"
 )
 
 // Label names the job to launchctl(1).
@@ -33,7 +35,7 @@ var plistText string
 // look for it by themselves.
 type Params struct {
 	Agent      string // the ov-agent executable, absolute
-	Vault      string // the vault's file, absolute
+	Vault      string // the vault's file, absolute, or its server's URL
 	MachineKey string // the machine key's file, absolute
 	App, Env   string // slugs
 	Home       string // the user's home directory, absolute
@@ -44,7 +46,14 @@ func (p Params) path() string { return filepath.Join(p.Home, "Library/LaunchAgen
 // Render returns the text of the property list. Paths must be absolute, clean
 // and of printable UTF-8.
 func Render(p Params) ([]byte, error) {
+	onServer := login.IsURL(p.Vault)
+	if url, err := login.Canonical(p.Vault); onServer && (err != nil || url != p.Vault) {
+		return nil, fmt.Errorf("%q is no address of a server: it has the form https://host:port", p.Vault)
+	}
 	for what, path := range map[string]string{"agent": p.Agent, "vault": p.Vault, "machine key": p.MachineKey, "home": p.Home} {
+		if what == "vault" && onServer {
+			continue
+		}
 		if !filepath.IsAbs(path) || filepath.Clean(path) != path || !utf8.ValidString(path) ||
 			strings.ContainsFunc(path, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
 			return nil, fmt.Errorf("path of the %s: %q is not absolute, clean and printable", what, path)
@@ -79,7 +88,13 @@ func Install(out io.Writer, p Params, enable bool) error {
 	if err := machinekey.Check(p.MachineKey, os.Getuid()); err != nil {
 		return err
 	}
-	if _, err := os.Stat(p.Vault); errors.Is(err, fs.ErrNotExist) {
+	if login.IsURL(p.Vault) {
+		l, err := stores.Login(p.Vault, p.MachineKey)
+		if err != nil {
+			return err
+		}
+		l.Wipe()
+	} else if _, err := os.Stat(p.Vault); errors.Is(err, fs.ErrNotExist) {
 		return hint.Errorf("make it: ov auth init; or name another: --vault FILE", "there is no vault at %s", safefile.Quote(p.Vault))
 	}
 	if err := os.MkdirAll(filepath.Dir(p.path()), 0o700); err != nil {

@@ -44,6 +44,25 @@ func texts(t *testing.T, data []byte, element string) []string {
 	}
 }
 
+// A vault on a server is named by its address, in the form that logins have.
+func TestRenderServer(t *testing.T) {
+	p := good
+	p.Vault = "https://vault.example.com:7443"
+	data, err := Render(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := texts(t, data, "string"); len(got) < 5 || got[4] != p.Vault {
+		t.Errorf("%q", got)
+	}
+	for _, address := range []string{"http://vault.example.com", "https://a/b", "https://a\n", "HTTPS://A", "https://user@a"} {
+		p.Vault = address
+		if _, err := Render(p); err == nil || !strings.Contains(err.Error(), "is no address of a server") {
+			t.Errorf("%q: %v", address, err)
+		}
+	}
+}
+
 func TestRender(t *testing.T) {
 	p := good
 	p.Vault = `/Users/ann/R&D <"x">/]]>/vault.db`
