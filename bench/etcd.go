@@ -29,7 +29,6 @@ import (
 // certificate is one for 127.0.0.1 that signs itself, as files and for clients.
 type certificate struct {
 	file, key string
-	pair      tls.Certificate
 	roots     *x509.CertPool
 }
 
@@ -54,15 +53,20 @@ func newCertificate(dir string) (*certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &certificate{file: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem"), roots: x509.NewCertPool()}
+	c := &certificate{file: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem")}
 	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
 	if err := errors.Join(os.WriteFile(c.file, certPEM, 0o600), os.WriteFile(c.key, keyPEM, 0o600)); err != nil {
 		return nil, err
 	}
-	c.roots.AppendCertsFromPEM(certPEM)
-	c.pair, err = tls.X509KeyPair(certPEM, keyPEM)
-	return c, err
+	return c, c.trust(certPEM)
+}
+
+func (c *certificate) trust(pem []byte) error {
+	if c.roots = x509.NewCertPool(); !c.roots.AppendCertsFromPEM(pem) {
+		return errors.New("no certificate in PEM")
+	}
+	return nil
 }
 
 // etcd is a cluster of Debian's etcd, with TLS between all.
@@ -100,7 +104,7 @@ func startEtcd(dir string, nodes int, c *certificate) (*etcd, error) {
 			"--listen-peer-urls", peers[i], "--initial-advertise-peer-urls", peers[i],
 			"--listen-client-urls", clients[i], "--advertise-client-urls", clients[i],
 			"--initial-cluster", strings.Join(names, ","), "--quota-backend-bytes", "8000000000", "--logger", "zap", "--log-level", "error",
-			"--cert-file", c.file, "--key-file", c.key, "--trusted-ca-file", c.file,
+			"--cert-file", c.file, "--key-file", c.key,
 			"--peer-cert-file", c.file, "--peer-key-file", c.key, "--peer-trusted-ca-file", c.file)
 		cmd.Env = append(os.Environ(), "ETCD_UNSUPPORTED_ARCH=arm64")
 		cmd.Stdout, cmd.Stderr = log, log
@@ -175,6 +179,53 @@ func (e *etcd) put(ctx context.Context, keys [][]byte, value []byte) error {
 	}
 	_, err := e.kv.Txn(ctx, txn)
 	return err
+}
+
+// fill puts the dataset's secrets in: one key for each, as long as their records
+// are together.
+func (e *etcd) fill(d *dataset) error {
+	ctx := context.Background()
+	value := make([]byte, len(d.sample[0].data.Value)+len(d.sample[0].value.Value))
+	const most = 128 // etcd's bound on a transaction
+	var keys [][]byte
+	put := func(key []byte) error {
+		if keys = append(keys, key); len(keys) < most {
+			return nil
+		}
+		err := e.put(ctx, keys, value)
+		keys = nil
+		return err
+	}
+	for _, s := range d.sample {
+		if err := put(s.data.Key); err != nil {
+			return err
+		}
+	}
+	for i := len(d.sample); i < d.n; i++ { // the others are never asked for
+		key := make([]byte, len(d.sample[0].data.Key))
+		rand.Read(key)
+		if err := put(key); err != nil {
+			return err
+		}
+	}
+	return e.put(ctx, keys, value)
+}
+
+func (e *etcd) getTen(ctx context.Context, d *dataset) error {
+	var keys [][]byte
+	for _, s := range d.ten() {
+		keys = append(keys, s.data.Key)
+	}
+	return e.get(ctx, keys)
+}
+
+func (e *etcd) putTen(ctx context.Context, d *dataset) error {
+	var keys [][]byte
+	value := make([]byte, len(d.sample[0].data.Value)+len(d.sample[0].value.Value))
+	for _, s := range d.ten() {
+		keys = append(keys, s.data.Key)
+	}
+	return e.put(ctx, keys, value)
 }
 
 func freePort() (int, error) {

@@ -31,14 +31,20 @@ func main() {
 	runs := flag.Int("n", 200, "runs of each program")
 	sizes := flag.String("secrets", "10,10000,1000000", "sizes of the vaults, in secrets")
 	bulk := flag.Int("bulk", 100_000, "secrets to import, and to change the password of")
+	only := flag.String("only", "", "\"start\" or \"server\": only those tables")
+	serverSizes := flag.String("server-secrets", "1000,1000000", "sizes of the vaults on servers, in secrets")
+	if said := os.Getenv(echoEnv); said != "" {
+		fmt.Fprintln(os.Stderr, "bench:", beEcho(said))
+		os.Exit(1)
+	}
 	flag.Parse()
-	if err := run(*runs, *sizes, *bulk); err != nil {
+	if err := run(*runs, *sizes, *bulk, *only, *serverSizes); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(runs int, sizes string, bulk int) error {
+func run(runs int, sizes string, bulk int, only, serverSizes string) error {
 	dir, err := os.MkdirTemp("", "ov-bench-")
 	if err != nil {
 		return err
@@ -46,7 +52,7 @@ func run(runs int, sizes string, bulk int) error {
 	defer cleanup()
 	go func() {
 		interrupted := make(chan os.Signal, 1)
-		signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+		signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM) // SIGPIPE would also be that of a connection
 		<-interrupted
 		cleanup()
 		os.Exit(1)
@@ -56,10 +62,18 @@ func run(runs int, sizes string, bulk int) error {
 	if err != nil {
 		return err
 	}
-	for _, program := range []string{"ov", "ov-agent", "ov-mcp", "ov-scan"} {
+	for _, program := range []string{"ov", "ov-agent", "ov-mcp", "ov-scan", "ov-server"} {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
 			return fmt.Errorf("%w: run make build", err)
 		}
+	}
+	if only != "start" {
+		if err := printServer(filepath.Join(dir, "servers"), bin, serverSizes, bulk); err != nil {
+			return err
+		}
+	}
+	if only == "server" {
+		return nil
 	}
 	// The baselines are built as the programs are: see the Makefile.
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./bench/empty", "./bench/grpchealth", "./bench/mcpecho")

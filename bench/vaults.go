@@ -84,16 +84,7 @@ func (h *home) fill(n int) error {
 		return err
 	}
 	defer s.Destroy()
-	for from := 0; from < n; from += vault.MaxBatch / 2 {
-		var batch []vault.Put
-		for i := from; i < min(n, from+vault.MaxBatch/2); i++ {
-			batch = append(batch, vault.Put{Name: fmt.Sprintf("SECRET_%d", i), Value: fmt.Appendf(nil, "the value of secret %012d", i)})
-		}
-		if _, err := s.Put(ctx, ref, batch, vault.PutOptions{Create: true}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return putMany(ctx, s, n)
 }
 
 // names are the secrets that a run asks for, spread over the vault.
