@@ -267,6 +267,9 @@ API key itself stays what it is until it is revoked: "ov apikey revoke ID".`,
 			if err := login.Remove(server); err != nil {
 				return err
 			}
+			if err := stores.Forget(l); err != nil {
+				return fmt.Errorf("logged out of %s, but what is cached of it is still here: %w", server, err)
+			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "logged out of %s; the API key %s holds until it is revoked\n", server, l.KeyID())
 			return nil
 		},

@@ -116,6 +116,15 @@ func cached(far store.Store, l login.Login, o Options) *cache.Store {
 	return cache.New(far, cache.Options{Dir: dir, Server: l.URL, MaxStale: o.MaxStale, Tell: o.Tell})
 }
 
+// Forget removes what is cached for a login.
+func Forget(l login.Login) error {
+	dir, err := xdg.Cache(l.KeyID())
+	if err != nil {
+		return nil //nolint:nilerr // no place for a cache, so there is none
+	}
+	return cache.Remove(dir)
+}
+
 // Remote is a vault's store on a server, with its cache.
 type Remote struct {
 	*cache.Store
