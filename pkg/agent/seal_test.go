@@ -94,6 +94,7 @@ var plainFields = map[string]string{
 	"StatusResponse.vault": "a path", "StatusResponse.level": "one of three words",
 	"StatusResponse.version": "of the program", "StatusResponse.memory": "one of two words",
 	"StatusResponse.locked_because": "a sentence of the agent's",
+	"ServerState.away_because":      "a sentence of the agent's, which may have what a server said of itself",
 	"RevealRequest.names":           "names that the caller knows", "HistoryRequest.name": "a name that the caller knows",
 	"DeleteRequest.names": "names that the caller knows", "RollbackRequest.name": "a name that the caller knows",
 	"PutRequest.note": "one of a few words: how the version came about",
