@@ -22,6 +22,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/store/internal/group"
 )
 
 // File is the file's name in the server's directory.
@@ -52,11 +53,8 @@ type Accounts struct {
 	db   *bbolt.DB
 	file *os.File
 
-	// turn is held by whoever works on the group. Those who wait for it are
-	// served in the order in which they came.
-	turn   chan struct{}
-	group  *group // of writes that are not committed yet, or nil
-	broken error  // why nothing can be written any more
+	queue  *group.Queue[*tx]
+	broken error // why nothing can be written any more; its turn is the queue's
 }
 
 type meta struct {
@@ -90,7 +88,7 @@ func Open(ctx context.Context, dir string) (*Accounts, error) {
 	if err := syncDir(dir); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &Accounts{db: db, file: f, turn: make(chan struct{}, 1)}, nil
+	return &Accounts{db: db, file: f, queue: group.New[*tx]()}, nil
 }
 
 // openDB opens the locked file with bbolt, which looks through all of it: 0.7 s
@@ -204,14 +202,13 @@ func syncDir(dir string) error {
 
 // Close waits for what is under way. It is called once.
 func (a *Accounts) Close() error {
-	a.turn <- struct{}{}
-	defer func() { <-a.turn }()
-	a.commit()
-	if a.broken != nil {
-		return a.broken // its lock is lost inside of bbolt
-	}
-	a.broken = errClosed
-	return a.db.Close()
+	return a.queue.Close(func() error {
+		if a.broken != nil {
+			return a.broken // its lock is lost inside of bbolt
+		}
+		a.broken = errClosed
+		return a.db.Close()
+	})
 }
 
 var errClosed = fmt.Errorf("%w: the storage is closed", store.ErrUnavailable)
@@ -222,7 +219,7 @@ func (a *Accounts) Create(ctx context.Context, account store.Account) error {
 	if err != nil {
 		return err
 	}
-	return a.update(ctx, func(tx *bbolt.Tx) (write, error) {
+	return a.update(ctx, func(tx *tx) (write, error) {
 		if tx.Bucket(accounts).Get(account.ID[:]) != nil {
 			return nil, fmt.Errorf("%w: %x", store.ErrAccountExists, account.ID)
 		}
@@ -265,7 +262,7 @@ func (a *Accounts) Ping(ctx context.Context) error {
 		return hint.Errorf("stop ov-server before the file is replaced, and start it again",
 			"%w: another file was put in the place of %s", store.ErrUnavailable, a.db.Path())
 	}
-	return a.update(ctx, func(tx *bbolt.Tx) (write, error) {
+	return a.update(ctx, func(tx *tx) (write, error) {
 		return func() error {
 			return tx.Bucket(health).Put([]byte("ping"), []byte(time.Now().UTC().Format(time.RFC3339Nano)))
 		}, nil
@@ -295,12 +292,12 @@ func (s *account) View(ctx context.Context, fn func(store.Reader) error) error {
 // Update implements store.Store. One fn at a time runs, of all accounts, and is
 // called once: it must not wait for anything.
 func (s *account) Update(ctx context.Context, fn func(store.Reader) (store.Batch, error)) error {
-	return s.all.update(ctx, func(tx *bbolt.Tx) (write, error) {
-		bucket, err := s.bucket(tx)
+	return s.all.update(ctx, func(tx *tx) (write, error) {
+		bucket, err := s.bucket(tx.Tx)
 		if err != nil {
 			return nil, err
 		}
-		b, err := fn(reader{ctx, bucket, s.all.group.isDirty})
+		b, err := fn(reader{ctx, bucket, tx.isDirty})
 		if err != nil || len(b) == 0 {
 			return nil, err
 		}

@@ -18,10 +18,12 @@ import (
 const (
 	beginRead  = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`
 	beginWrite = `BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`
-	exists     = `SELECT 1 FROM ov_accounts WHERE account = $1`
+	// version goes up with each commit to the account.
+	version = `SELECT version FROM ov_accounts WHERE account = $1`
 	// Writers of one account follow each other. So what they read is what was
 	// last committed, on any isolation level.
-	lockRow = exists + ` FOR UPDATE`
+	lockVersion = version + ` FOR UPDATE`
+	countUp     = `UPDATE ov_accounts SET version = version + 1 WHERE account = $1`
 
 	selectOne  = `SELECT key, value FROM ov_records WHERE account = $1 AND key = ANY($2::bytea[])`
 	selectLast = `SELECT r.key, r.value, w.n FROM unnest($2::bytea[], $3::bytea[]) WITH ORDINALITY AS w (low, high, n)
@@ -42,6 +44,9 @@ const (
 	firstPage = 64
 	lastPage  = 4096
 	pageSize  = 4 << 20
+	// tripTimeout bounds a trip of a transaction that others take part in. The
+	// database's own timeouts are shorter.
+	tripTimeout = 70 * time.Second
 	// maxStatement bounds what one statement writes, in bytes and in records.
 	maxStatement        = 4 << 20
 	maxStatementRecords = 4096
@@ -52,185 +57,233 @@ type account struct {
 	id  store.AccountID
 }
 
-// View implements store.Store. It has a connection to itself while fn runs.
+// View implements store.Store. Each trip is a transaction of its own, as long as
+// nothing is committed to the account in between. If something is, fn starts over
+// in one transaction, which keeps a connection to itself.
 func (s *account) View(ctx context.Context, fn func(store.Reader) error) error {
+	isShort := true
 	return retry(ctx, func() error {
-		return s.with(ctx, beginRead, exists, func(t *tx) error {
-			err := fn(t.reader())
-			if err == nil && !t.begun {
-				err = t.send(nil) // whether there is such an account
-			}
-			return err
-		})
+		t := &tx{ctx: ctx, all: s.all, id: s.id, begin: beginRead, find: version, isShort: isShort}
+		isShort = false
+		defer t.Rollback()
+		err := fn(t.reader())
+		if err == nil && !t.begun {
+			err = t.send() // whether there is such an account
+		}
+		if t.failed != nil {
+			return t.failed
+		}
+		return err
 	})
 }
 
-// Update implements store.Store. When the connection is lost while the batch is
-// committed, the error says that it is not known whether it was.
+// Update implements store.Store. Writes of this process that wait for each other
+// are committed together. When the connection is lost while that is done, the
+// error says that it is not known whether it was.
 func (s *account) Update(ctx context.Context, fn func(store.Reader) (store.Batch, error)) error {
-	done, err := s.all.take(ctx, s.id)
-	if err != nil {
-		return err
+	q, leave := s.all.enter(s.id)
+	defer leave()
+	begin := func() (*tx, error) {
+		return &tx{all: s.all, id: s.id, begin: beginWrite, find: lockVersion}, nil
 	}
-	defer done()
 	return retry(ctx, func() error {
-		return s.with(ctx, beginWrite, lockRow, func(t *tx) error {
+		return q.Do(ctx, begin, func(t *tx) (broken, err error) {
+			t.ctx = ctx
 			b, err := fn(t.reader())
 			if err == nil {
 				err = b.Check()
 			}
 			if err == nil && !t.begun { // the row is locked before anything is written
-				err = t.send(nil)
+				err = t.send()
 			}
-			if err != nil || len(b) == 0 {
-				return err
+			if err == nil && len(b) > 0 {
+				err = t.write(b)
 			}
-			return t.commit(b)
+			return t.failed, err
 		})
 	})
 }
 
-// tx is a transaction on an account, which begins with the first statement.
+// tx is a transaction on an account. It begins with the first statement.
 type tx struct {
-	ctx         context.Context
-	conn        *pgxpool.Conn
+	ctx         context.Context // whose turn it is
+	all         *Accounts
 	id          store.AccountID
 	begin, find string
+	isShort     bool // one for each trip
+	conn        *pgxpool.Conn
 	begun       bool
-	ahead       func(*pgx.Batch) // goes with the next trip
-	failed      error            // a statement; fn's errors that come of it are this one
+	version     int64     // of the account, if it has begun
+	next        pgx.Batch // goes with the next trip
+	nextSize    int       // of it, in bytes
+	isDirty     bool
+	failed      error // a statement; fn's errors that come of it are this one
 }
 
-// with calls fn with a transaction, and undoes what fn has not committed.
-func (s *account) with(ctx context.Context, begin, find string, fn func(*tx) error) error {
-	conn, err := s.all.pool.Acquire(ctx)
-	if err != nil {
-		return explain(ctx, err)
-	}
-	defer conn.Release()
-	t := &tx{ctx: ctx, conn: conn, id: s.id, begin: begin, find: find}
-	defer t.end()
-	err = fn(t)
-	if t.failed != nil {
-		return t.failed
-	}
-	return err
-}
+// errMoved is what a short transaction finds that is not of the same snapshot as
+// the one before.
+var errMoved = &retryError{fmt.Errorf("%w: something is written all the time", store.ErrBusy)}
 
-// end leaves a connection without a transaction. One that is in doubt is closed:
-// PostgreSQL then undoes what was begun.
-func (t *tx) end() {
-	c := t.conn.Conn()
-	if c.IsClosed() || c.PgConn().TxStatus() == 'I' {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), time.Second)
-	defer cancel()
-	if _, err := c.Exec(ctx, "ROLLBACK"); err != nil {
-		_ = c.Close(ctx)
-	}
-}
-
-// send sends statements in one trip, the first ones with what begins the
-// transaction before them.
-func (t *tx) send(queue func(*pgx.Batch)) error {
+// send makes a trip with what is queued, the first one with what begins the
+// transaction before it.
+func (t *tx) send() error {
 	if t.failed == nil {
-		t.failed = explain(t.ctx, t.exchange(queue))
+		ctx := t.ctx
+		if t.isShared() {
+			ctx = context.WithoutCancel(ctx)
+		}
+		t.failed = explain(ctx, t.exchange())
 	}
 	return t.failed
 }
 
+// isShared reports whether others may take part. The first writer is alone until
+// it has the lock, for which it may have to wait.
+func (t *tx) isShared() bool { return t.begin == beginWrite && t.begun }
+
 // exchange is send with what pgx has to say about it.
-func (t *tx) exchange(queue func(*pgx.Batch)) error {
+func (t *tx) exchange() error {
+	queued := t.next.QueuedQueries
+	t.next, t.nextSize = pgx.Batch{}, 0
+	ctx, cancel := t.ctx, func() {}
+	if t.isShared() { // a writer who leaves takes nothing from the others
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), tripTimeout)
+	}
+	defer cancel()
+	if t.conn == nil {
+		conn, err := t.all.pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		t.conn = conn
+	}
 	b := &pgx.Batch{}
-	if !t.begun {
+	var now int64
+	isFirst := !t.begun || t.isShort
+	if isFirst {
 		b.Queue(t.begin)
 		b.Queue(t.find, t.id[:]).QueryRow(func(row pgx.Row) error {
-			var one int
-			err := row.Scan(&one)
+			err := row.Scan(&now)
 			if errors.Is(err, pgx.ErrNoRows) {
 				err = fmt.Errorf("%w: %x", store.ErrNoAccount, t.id)
 			}
 			return err
 		})
 	}
-	if t.ahead != nil {
-		t.ahead(b)
-		t.ahead = nil
+	b.QueuedQueries = append(b.QueuedQueries, queued...)
+	if t.isShort {
+		b.Queue("COMMIT")
 	}
-	if queue != nil {
-		queue(b)
-	}
-	t.begun = true
-	err := t.conn.SendBatch(t.ctx, b).Close()
+	err := t.conn.SendBatch(ctx, b).Close()
 	if isReadOnly(err) { // the server was a primary: look for the new one
-		_ = t.conn.Conn().Close(t.ctx)
+		_ = t.conn.Conn().Close(ctx)
+	}
+	if err == nil && isFirst {
+		if t.begun && now != t.version {
+			err = errMoved
+		}
+		t.begun, t.version = true, now
+	}
+	if t.isShort {
+		t.Rollback()
 	}
 	return err
 }
 
-// commit writes the batch. A loss from here on leaves it unknown whether the
-// batch was written, so it is not tried again.
-func (t *tx) commit(b store.Batch) error {
+// Rollback implements group.Tx. It leaves a connection without a transaction. One
+// that is in doubt is closed: PostgreSQL then undoes what was begun.
+func (t *tx) Rollback() {
+	if t.conn == nil {
+		return
+	}
+	c := t.conn.Conn()
+	if !c.IsClosed() && c.PgConn().TxStatus() != 'I' {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), time.Second)
+		defer cancel()
+		if _, err := c.Exec(ctx, "ROLLBACK"); err != nil {
+			_ = c.Close(ctx)
+		}
+	}
+	t.conn.Release()
+	t.conn = nil
+}
+
+// write queues the batch.
+func (t *tx) write(b store.Batch) error {
+	t.isDirty = true
 	last := make(map[string]int, len(b)) // of two writes to one key, the later one wins
 	for i, op := range b {
 		last[string(op.Key)] = i
 	}
-	var deletes, keys, values [][]byte
+	var deletes [][]byte
+	var puts store.Batch
 	for i, op := range b {
 		switch {
 		case last[string(op.Key)] != i:
 		case op.Value == nil:
 			deletes = append(deletes, op.Key)
 		default:
-			keys, values = append(keys, op.Key), append(values, op.Value)
+			puts = append(puts, op)
 		}
 	}
-	// Rows are locked in the order of their keys, and an index is filled in order.
+	// An index is filled in order.
 	slices.SortFunc(deletes, bytes.Compare)
-	order := make([]int, len(keys))
-	for i := range order {
-		order[i] = i
+	slices.SortFunc(puts, func(x, y store.Op) int { return bytes.Compare(x.Key, y.Key) })
+	for part := range slices.Chunk(deletes, maxStatementRecords) {
+		if err := t.queue(deleteKeys, len(part)*store.MaxKey, t.id[:], part); err != nil {
+			return err
+		}
 	}
-	slices.SortFunc(order, func(i, j int) int { return bytes.Compare(keys[i], keys[j]) })
+	var keys, values [][]byte
+	size := 0
+	for i, op := range puts {
+		size += len(op.Key) + len(op.Value)
+		keys, values = append(keys, op.Key), append(values, op.Value)
+		if i == len(puts)-1 || size >= maxStatement || len(keys) == maxStatementRecords {
+			if err := t.queue(upsert, size, t.id[:], keys, values); err != nil {
+				return err
+			}
+			keys, values, size = nil, nil, 0
+		}
+	}
+	return nil
+}
+
+// queue has a statement of so many bytes go with the next trip, which may be now.
+func (t *tx) queue(statement string, size int, args ...any) error {
+	t.next.Queue(statement, args...)
+	if t.nextSize += size; t.nextSize < maxStatement {
+		return nil
+	}
+	return t.send()
+}
+
+// Commit implements group.Tx. A loss from here on leaves it unknown whether the
+// batches were written, so they are not tried again.
+func (t *tx) Commit() error {
+	defer t.Rollback()
+	if !t.isDirty {
+		return t.failed
+	}
 	notices := t.conn.Conn().PgConn().CustomData()
 	delete(notices, warning)
-	err := t.exchange(func(q *pgx.Batch) {
-		for part := range slices.Chunk(deletes, maxStatementRecords) {
-			q.Queue(deleteKeys, t.id[:], part)
+	t.next.Queue(countUp, t.id[:])
+	t.next.Queue("COMMIT").Exec(func(tag pgconn.CommandTag) error {
+		if tag.String() != "COMMIT" {
+			return fmt.Errorf("%w: COMMIT was answered with %s", store.ErrUnavailable, tag)
 		}
-		var k, v [][]byte
-		size := 0
-		flush := func() {
-			if len(k) > 0 {
-				q.Queue(upsert, t.id[:], k, v)
-			}
-			k, v, size = nil, nil, 0
-		}
-		for _, i := range order {
-			if size+len(keys[i])+len(values[i]) > maxStatement || len(k) == maxStatementRecords {
-				flush()
-			}
-			size += len(keys[i]) + len(values[i])
-			k, v = append(k, keys[i]), append(v, values[i])
-		}
-		flush()
-		q.Queue("COMMIT").Exec(func(tag pgconn.CommandTag) error {
-			if tag.String() != "COMMIT" {
-				return fmt.Errorf("%w: COMMIT was answered with %s", store.ErrUnavailable, tag)
-			}
-			return nil
-		})
+		return nil
 	})
+	err := t.exchange()
 	switch {
 	case err != nil && isAborted(err):
-		t.failed = explain(t.ctx, err)
+		return explain(context.Background(), err)
 	case err != nil:
-		t.failed = unknown(explain(t.ctx, err))
+		return unknown(explain(context.Background(), err))
 	case notices[warning] != nil:
-		t.failed = unknown(fmt.Errorf("a standby may not have it: PostgreSQL: %v", notices[warning]))
+		return unknown(fmt.Errorf("a standby may not have it: PostgreSQL: %v", notices[warning]))
 	}
-	return t.failed
+	return nil
 }
 
 // reader reads in the transaction.
@@ -269,22 +322,20 @@ func (r reader) Fetch(ranges ...store.Range) error {
 	}
 	got, size, cut := make([]page, len(prefixes)), 0, len(prefixes)
 	if len(prefixes) > 0 {
-		r.ahead = func(q *pgx.Batch) {
-			q.Queue(selectFirst, r.id[:], from, to, firstPage).Query(func(rows pgx.Rows) error {
-				return each(rows, func(rec store.Record, n int64) bool {
-					p := &got[n-1]
-					p.records = append(p.records, rec)
-					if size += len(rec.Key) + len(rec.Value); size > pageSize {
-						cut = int(n) - 1
-					}
-					return size <= pageSize
-				})
+		r.next.Queue(selectFirst, r.id[:], from, to, firstPage).Query(func(rows pgx.Rows) error {
+			return each(rows, func(rec store.Record, n int64) bool {
+				p := &got[n-1]
+				p.records = append(p.records, rec)
+				if size += len(rec.Key) + len(rec.Value); size > pageSize {
+					cut = int(n) - 1
+				}
+				return size <= pageSize
 			})
-		}
+		})
 	}
 	err := r.Memo.Fetch(few...)
-	if err == nil && r.ahead != nil { // few are known already
-		err = r.send(nil)
+	if err == nil && len(prefixes) > 0 && r.next.Len() > 0 { // few are known already
+		err = r.send()
 	}
 	if err != nil {
 		return err
@@ -310,25 +361,23 @@ func (t *tx) fetch(ranges []store.Range) ([][]store.Record, error) {
 		keys = append(keys, r.Key)
 		one[string(r.Key)] = i
 	}
-	err := t.send(func(q *pgx.Batch) {
-		if len(keys) > 0 {
-			q.Queue(selectOne, t.id[:], keys).Query(func(rows pgx.Rows) error {
-				return each(rows, func(rec store.Record, _ int64) bool {
-					got[one[string(rec.Key)]] = []store.Record{rec}
-					return true
-				})
+	if len(keys) > 0 {
+		t.next.Queue(selectOne, t.id[:], keys).Query(func(rows pgx.Rows) error {
+			return each(rows, func(rec store.Record, _ int64) bool {
+				got[one[string(rec.Key)]] = []store.Record{rec}
+				return true
 			})
-		}
-		if len(at) > 0 {
-			q.Queue(selectLast, t.id[:], from, to).Query(func(rows pgx.Rows) error {
-				return each(rows, func(rec store.Record, n int64) bool {
-					got[at[n-1]] = []store.Record{rec}
-					return true
-				})
+		})
+	}
+	if len(at) > 0 {
+		t.next.Queue(selectLast, t.id[:], from, to).Query(func(rows pgx.Rows) error {
+			return each(rows, func(rec store.Record, n int64) bool {
+				got[at[n-1]] = []store.Record{rec}
+				return true
 			})
-		}
-	})
-	return got, err
+		})
+	}
+	return got, t.send()
 }
 
 // each calls fn for each row, a key, a value, and maybe a number, until fn returns
@@ -381,15 +430,14 @@ func (r reader) Scan(prefix []byte, fn func(key, value []byte) error) error {
 // page reads at most so many records.
 func (t *tx) page(from, to []byte, most int) (p page, err error) {
 	size := 0
-	err = t.send(func(q *pgx.Batch) {
-		q.Queue(selectPage, t.id[:], from, to, most).Query(func(rows pgx.Rows) error {
-			return each(rows, func(rec store.Record, _ int64) bool {
-				p.records = append(p.records, rec)
-				size += len(rec.Key) + len(rec.Value)
-				return size <= pageSize
-			})
+	t.next.Queue(selectPage, t.id[:], from, to, most).Query(func(rows pgx.Rows) error {
+		return each(rows, func(rec store.Record, _ int64) bool {
+			p.records = append(p.records, rec)
+			size += len(rec.Key) + len(rec.Value)
+			return size <= pageSize
 		})
 	})
+	err = t.send()
 	p.isAll = len(p.records) < most && size <= pageSize
 	return p, err
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -90,6 +89,3 @@ func (a *Accounts) checkSchema(ctx context.Context) error {
 	}
 	return nil
 }
-
-// poolSized reports whether a DSN says how many connections there may be.
-func poolSized(dsn string) bool { return strings.Contains(dsn, "pool_max_conns") }

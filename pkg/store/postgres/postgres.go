@@ -10,9 +10,9 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +22,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/store/internal/group"
 )
 
 // What the connections ask for, unless the URL says something else.
@@ -45,8 +46,8 @@ const (
 type Accounts struct {
 	pool *pgxpool.Pool
 
-	mu    sync.Mutex
-	turns map[store.AccountID]*turn
+	mu     sync.Mutex
+	queues map[store.AccountID]*queue
 }
 
 // Open returns the accounts in the database at a URL or in a keyword/value string
@@ -57,7 +58,7 @@ func Open(ctx context.Context, dsn string) (*Accounts, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Accounts{pool: pool, turns: map[store.AccountID]*turn{}}
+	a := &Accounts{pool: pool, queues: map[store.AccountID]*queue{}}
 	if err := retry(ctx, func() error { return a.checkSchema(ctx) }); err != nil {
 		pool.Close()
 		return nil, err
@@ -66,6 +67,18 @@ func Open(ctx context.Context, dsn string) (*Accounts, error) {
 }
 
 func connect(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
+	config, err := configure(dsn)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, explain(ctx, err)
+	}
+	return pool, nil
+}
+
+func configure(dsn string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		// Its error may quote what it could not read, and that may be a password.
@@ -77,8 +90,14 @@ func connect(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 			config.ConnConfig.RuntimeParams[name] = value
 		}
 	}
-	if !poolSized(dsn) {
+	if !strings.Contains(dsn, "pool_max_conns") {
 		config.MaxConns = maxConns
+	}
+	// A plan is made for each statement. One that PostgreSQL kept, from when the
+	// tables were small, would go through all of an account. Nor can a connection
+	// pooler get prepared statements wrong that there are none of.
+	if !strings.Contains(dsn, "default_query_exec_mode") {
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
 	if config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = dialTimeout
@@ -93,11 +112,7 @@ func connect(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 	if config.ConnConfig.ValidateConnect == nil { // of several hosts the one that takes writes
 		config.ConnConfig.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		return nil, explain(ctx, err)
-	}
-	return pool, nil
+	return config, nil
 }
 
 // Close ends the connections, after what is under way.
@@ -150,38 +165,29 @@ func (a *Accounts) Ping(ctx context.Context) error {
 // Store implements store.Accounts.
 func (a *Accounts) Store(id store.AccountID) store.Store { return &account{a, id} }
 
-// turn is whose turn it is to write to an account, in this process.
-type turn struct {
-	held  chan struct{}
+// queue is of the writers of one account, in this process: they do not take all
+// connections to wait for one of them.
+type queue struct {
+	*group.Queue[*tx]
 	users int
 }
 
-// take waits for the turn, so that not all connections are taken by those who
-// wait for one of them. The caller calls the function that it returns.
-func (a *Accounts) take(ctx context.Context, id store.AccountID) (func(), error) {
+// enter returns the account's queue. The caller calls the function that it
+// returns.
+func (a *Accounts) enter(id store.AccountID) (*queue, func()) {
 	a.mu.Lock()
-	t := a.turns[id]
-	if t == nil {
-		t = &turn{held: make(chan struct{}, 1)}
-		a.turns[id] = t
+	defer a.mu.Unlock()
+	q := a.queues[id]
+	if q == nil {
+		q = &queue{Queue: group.New[*tx]()}
+		a.queues[id] = q
 	}
-	t.users++
-	a.mu.Unlock()
-	leave := func() {
+	q.users++
+	return q, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if t.users--; t.users == 0 {
-			delete(a.turns, id)
+		if q.users--; q.users == 0 {
+			delete(a.queues, id)
 		}
-	}
-	select {
-	case t.held <- struct{}{}:
-		return func() { <-t.held; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, fmt.Errorf("%w: other writes came first until the deadline", store.ErrBusy)
-		}
-		return nil, ctx.Err()
 	}
 }

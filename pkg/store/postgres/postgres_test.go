@@ -1,15 +1,21 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/store/storetest"
@@ -176,38 +182,229 @@ func TestErrorsHoldNoPassword(t *testing.T) {
 	}
 }
 
-// TestPlans: no statement walks through a table, however many records it has.
+// TestPlans: each statement goes by the key, however many records there are and
+// whether PostgreSQL has counted them.
 func TestPlans(t *testing.T) {
 	dsn, server := database(t)
 	all := open(t, dsn)
-	for i := range 2 {
-		id := newAccount(t, all)
-		if _, err := server.SQL("postgres", fmt.Sprintf(`INSERT INTO ov_records SELECT '\x%x'::bytea, decode(md5(%d || n::text), 'hex'), 'v' FROM generate_series(1, 100000) AS n`, id, i)); err != nil {
+	id := newAccount(t, all)
+	other := newAccount(t, all)
+	literal := func(id store.AccountID) string { return fmt.Sprintf(`'\x%x'::bytea`, id) }
+	for n, id := range []store.AccountID{id, other} {
+		if _, err := server.SQL("postgres", fmt.Sprintf(`INSERT INTO ov_records SELECT %s, decode(md5(%d || n::text), 'hex'), 'v' FROM generate_series(1, 100000) AS n`, literal(id), n)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := server.SQL("postgres", "ANALYZE"); err != nil {
+	const array = `ARRAY['\x01', '\x02']::bytea[]`
+	byKey := regexp.MustCompile(`Index Cond: .*account = .*key (=|>=)`)
+	for _, analyzed := range []bool{false, true} {
+		if analyzed {
+			if _, err := server.SQL("postgres", "ANALYZE"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, statement := range map[string][]string{
+			"one":    {selectOne, array},
+			"last":   {selectLast, array, array},
+			"first":  {selectFirst, array, array, "64"},
+			"page":   {selectPage, `'\x01'::bytea`, `'\xff'::bytea`, "64"},
+			"delete": {deleteKeys, array},
+		} {
+			sql := strings.ReplaceAll(statement[0], "$1", literal(id))
+			for i, value := range statement[1:] {
+				sql = strings.ReplaceAll(sql, fmt.Sprintf("$%d", i+2), value)
+			}
+			plan, err := server.SQL("postgres", "EXPLAIN "+sql)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !byKey.MatchString(plan) || strings.Contains(plan, "Seq Scan") {
+				t.Errorf("%s (analyzed: %v):\n%s", name, analyzed, plan)
+			}
+		}
+	}
+}
+
+// trips counts what is sent to the database.
+type trips struct{ n atomic.Int64 }
+
+func (c *trips) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (c *trips) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+func (c *trips) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// counted opens the database and counts trips.
+func counted(t *testing.T, dsn string) (*Accounts, *trips) {
+	t.Helper()
+	config, err := configure(dsn)
+	if err != nil {
 		t.Fatal(err)
 	}
-	id := newAccount(t, all)
-	const arrays = `ARRAY['\x01', '\x02']::bytea[]`
-	for what, statement := range map[string]string{
-		"one": `SELECT key, value FROM ov_records WHERE account = $1 AND key = ANY(` + arrays + `)`,
-		"last": `SELECT r.key, r.value, w.n FROM unnest(` + arrays + `, ` + arrays + `) WITH ORDINALITY AS w (low, high, n)
-			CROSS JOIN LATERAL (SELECT key, value FROM ov_records WHERE account = $1 AND key >= w.low AND key < w.high ORDER BY key DESC LIMIT 1) AS r`,
-		"page":   `SELECT key, value FROM ov_records WHERE account = $1 AND key >= '\x01' AND key < '\x02' ORDER BY key LIMIT 512`,
-		"delete": `DELETE FROM ov_records WHERE account = $1 AND key = ANY(` + arrays + `)`,
-		"lock":   lockRow,
+	c := &trips{}
+	config.ConnConfig.Tracer = c
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return &Accounts{pool: pool, queues: map[store.AccountID]*queue{}}, c
+}
+
+func TestTrips(t *testing.T) {
+	dsn, _ := database(t)
+	all, c := counted(t, dsn)
+	s := all.Store(newAccount(t, all))
+	var batch store.Batch
+	var ranges, lists []store.Range
+	for n := range 10 {
+		for _, kind := range []byte("dv") {
+			batch.Put(secretKey(kind, n), []byte("v"))
+			ranges = append(ranges, store.Range{Key: secretKey(kind, n)[:65], Take: store.Last})
+			lists = append(lists, store.Range{Key: secretKey(kind, n)[:65], Take: store.All})
+		}
+	}
+	read := func(r store.Reader) error {
+		if err := r.Fetch(append(ranges, lists...)...); err != nil {
+			return err
+		}
+		for _, rng := range ranges {
+			if k, _, err := r.Last(rng.Key); k == nil || err != nil {
+				return fmt.Errorf("%q: %w", k, err)
+			}
+			if err := r.Scan(rng.Key, func(_, _ []byte) error { return nil }); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, step := range []struct {
+		what string
+		want int64
+		do   func() error
+	}{
+		{"a write that reads nothing", 2, func() error {
+			return s.Update(t.Context(), func(store.Reader) (store.Batch, error) { return batch, nil })
+		}},
+		{"a read of ten secrets and their lists", 1, func() error { return s.View(t.Context(), read) }},
+		{"a write of ten secrets that were read", 2, func() error {
+			return s.Update(t.Context(), func(r store.Reader) (store.Batch, error) { return batch, read(r) })
+		}},
+		{"a write that finds nothing to do", 2, func() error {
+			return s.Update(t.Context(), func(r store.Reader) (store.Batch, error) { return nil, read(r) })
+		}},
 	} {
-		plan, err := server.SQL("postgres", "EXPLAIN "+strings.ReplaceAll(statement, "$1", fmt.Sprintf(`'\x%x'::bytea`, id)))
+		before := c.n.Load()
+		if err := step.do(); err != nil {
+			t.Errorf("%s: %v", step.what, err)
+		}
+		if n := c.n.Load() - before; n != step.want {
+			t.Errorf("%s took %d trips, want %d", step.what, n, step.want)
+		}
+	}
+}
+
+// TestMoved: a snapshot stays one while others write, whether it is read in one
+// trip or in many.
+func TestMoved(t *testing.T) {
+	dsn, _ := database(t)
+	all := open(t, dsn)
+	s := all.Store(newAccount(t, all))
+	const size = 500 // several pages
+	write := func(n int) {
+		err := s.Update(t.Context(), func(store.Reader) (b store.Batch, err error) {
+			for i := range size {
+				b.Put(fmt.Appendf(nil, "%04d", i), fmt.Append(nil, n))
+			}
+			return b, nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	write(0)
+	calls := 0
+	err := s.View(t.Context(), func(r store.Reader) error {
+		calls++
+		first, err := r.Get([]byte("0000"))
+		if err != nil {
+			return err
+		}
+		write(calls)
+		n := 0
+		err = r.Scan(nil, func(k, v []byte) error {
+			if n++; !bytes.Equal(v, first) {
+				t.Errorf("call %d: %s is %s, and 0000 was %s", calls, k, v, first)
+			}
+			if n == 100 {
+				write(calls + 10)
+			}
+			return nil
+		})
+		if err == nil && n != size {
+			t.Errorf("call %d: %d records", calls, n)
+		}
+		return err
+	})
+	if err != nil || calls != 2 {
+		t.Errorf("%d calls: %v", calls, err)
+	}
+}
+
+// TestPages: a scan holds little at a time, however large its records are.
+func TestPages(t *testing.T) {
+	dsn, _ := database(t)
+	all := open(t, dsn)
+	s := all.Store(newAccount(t, all))
+	want := map[string]int{}
+	for i := range 40 {
+		key := fmt.Sprintf("%02d", i)
+		want[key] = 1 + i%4*(store.MaxValue-1)/3
+		err := s.Update(t.Context(), func(store.Reader) (store.Batch, error) {
+			return store.Batch{{Key: []byte(key), Value: make([]byte, want[key])}}, nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if what == "lock" {
-			continue // three accounts: PostgreSQL reads them all
-		}
-		if !strings.Contains(plan, "Index Scan") || strings.Contains(plan, "Seq Scan") {
-			t.Errorf("%s:\n%s", what, plan)
+	}
+	for _, isFetched := range []bool{false, true} {
+		err := s.View(t.Context(), func(r store.Reader) error {
+			if isFetched {
+				if err := r.Fetch(store.Range{Key: []byte("0"), Take: store.All}, store.Range{Take: store.All}, store.Range{Key: []byte("1"), Take: store.All}); err != nil {
+					return err
+				}
+				held := 0
+				for _, p := range r.(reader).pages {
+					for _, rec := range p.records {
+						held += len(rec.Value)
+					}
+				}
+				if held > pageSize+store.MaxValue {
+					t.Errorf("%d bytes are held", held)
+				}
+			}
+			for prefix, count := range map[string]int{"": 40, "0": 10, "1": 10, "3": 10, "4": 0} {
+				n := 0
+				err := r.Scan([]byte(prefix), func(k, v []byte) error {
+					if n++; len(v) != want[string(k)] {
+						t.Errorf("%s has %d bytes, not %d", k, len(v), want[string(k)])
+					}
+					return nil
+				})
+				if err != nil || n != count {
+					t.Errorf("%q has %d records, not %d: %v", prefix, n, count, err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 }

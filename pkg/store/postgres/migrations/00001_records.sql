@@ -3,6 +3,7 @@ CREATE TABLE ov_accounts (
     account bytea NOT NULL,
     name text NOT NULL,
     created timestamptz NOT NULL,
+    version bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (account)
 );
 
