@@ -70,6 +70,7 @@ type site struct {
 	*machine
 	password string
 	values   map[string]string // name to value, in .env.production
+	apiKey   string            // of an ov-server, if there is one
 }
 
 // newSite boots a machine on which the service runs with its .env file.
@@ -255,7 +256,7 @@ func TestGuide(t *testing.T) {
 	}
 	has(t, s.must("deploy", "systemctl status ov-agent"), "Active: active (running)")
 	s.must("deploy", guideList) // over the agent: no prompt
-	exposure(t, s.machine)
+	exposure(t, s.machine, "ov-agent.service")
 	s.noLeaks()
 
 	t.Run("power cut", func(t *testing.T) {

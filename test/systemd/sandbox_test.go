@@ -100,24 +100,24 @@ func TestSandbox(t *testing.T) {
 		}
 		t.Logf("%s: exe %q", name, r.Peer["exe"])
 	}
-	exposure(t, m)
+	exposure(t, m, "ov-agent.service")
 }
 
 // exposure prints and bounds the figure of systemd-analyze security, by the
 // tool's own threshold too.
-func exposure(t *testing.T, m *machine) {
+func exposure(t *testing.T, m *machine, unit string) {
 	t.Helper()
-	out := m.must("root", "systemd-analyze --no-pager security ov-agent.service")
-	found := regexp.MustCompile(`Overall exposure level for ov-agent.service: ([0-9.]+)`).FindStringSubmatch(out)
+	out := m.must("root", "systemd-analyze --no-pager security "+unit)
+	found := regexp.MustCompile(`Overall exposure level for ` + regexp.QuoteMeta(unit) + `: ([0-9.]+)`).FindStringSubmatch(out)
 	mustf(t, found != nil, "no exposure level in:\n%s", out)
 	level, err := strconv.ParseFloat(found[1], 64)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("exposure of ov-agent.service: %.1f (at most %.1f)", level, exposureMax)
+	t.Logf("exposure of %s: %.1f (at most %.1f)", unit, level, exposureMax)
 	if level > exposureMax {
 		t.Errorf("exposure %.1f is above %.1f", level, exposureMax)
 	}
 	// --threshold= is in tenths.
-	m.must("root", "systemd-analyze --no-pager security --threshold="+strconv.Itoa(exposureMax*10)+" ov-agent.service >/dev/null")
+	m.must("root", "systemd-analyze --no-pager security --threshold="+strconv.Itoa(exposureMax*10)+" "+unit+" >/dev/null")
 }
