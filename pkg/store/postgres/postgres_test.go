@@ -409,6 +409,58 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// TestLockedElsewhere: a writer waits for another server's write until its context
+// ends, and those who come later do not suffer for it.
+func TestLockedElsewhere(t *testing.T) {
+	dsn, _ := database(t)
+	all, other := open(t, dsn), open(t, dsn)
+	id := newAccount(t, all)
+	put := func(ctx context.Context, all *Accounts, key string, while func()) error {
+		return all.Store(id).Update(ctx, func(r store.Reader) (store.Batch, error) {
+			_, err := r.Get([]byte(key)) // it has the lock now
+			while()
+			return store.Batch{{Key: []byte(key), Value: []byte("v")}}, err
+		})
+	}
+	later := make(chan error)
+	err := put(t.Context(), other, "1", func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		start := time.Now()
+		if err := put(ctx, all, "2", func() {}); !errors.Is(err, store.ErrUnavailable) || time.Since(start) > 5*time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		go func() { later <- put(t.Context(), all, "3", func() {}) }()
+		time.Sleep(50 * time.Millisecond)
+	})
+	if err := errors.Join(err, <-later); err != nil {
+		t.Error(err)
+	}
+	// One who leaves in the middle of a shared transaction takes nothing from the
+	// others.
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { later <- put(t.Context(), all, "5", func() {}) }()
+	err = put(ctx, all, "4", func() {
+		go func() { later <- put(t.Context(), all, "6", func() {}) }()
+		time.Sleep(50 * time.Millisecond)
+		cancel()
+	})
+	if err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("who has left: %v", err)
+	}
+	if err := errors.Join(<-later, <-later); err != nil {
+		t.Error(err)
+	}
+	got := ""
+	err = all.Store(id).View(t.Context(), func(r store.Reader) error {
+		got = ""
+		return r.Scan(nil, func(k, _ []byte) error { got += string(k); return nil })
+	})
+	if err != nil || got != "13456" {
+		t.Errorf("there are %q: %v", got, err)
+	}
+}
+
 // TestFailover: the primary is killed in the middle of writes and the standby
 // takes over. What was acknowledged is there, and nothing twice.
 func TestFailover(t *testing.T) {
