@@ -95,6 +95,7 @@ test-rules: ## rules about the tree that are tests
 .PHONY: test-unit
 test-unit: ## all that plain `go test` can run, with the race detector
 	CGO_ENABLED=1 $(gotest) -race -timeout 15m $$(go list ./... | grep -vE '$(SPECIAL)')
+	$(gotest) -show -count=1 -run IdleConnections ./pkg/server # 10,000, with the race detector fewer
 
 .PHONY: test-detection
 test-detection: ## precision and recall on the whole corpus: docs/DETECTION.md

@@ -44,6 +44,8 @@ var faults = []struct {
 	{"closed", vault.ErrClosed, codes.FailedPrecondition},
 	{"scope", vault.ErrScope, codes.PermissionDenied},
 	{"damaged", vault.ErrDamaged, codes.DataLoss},
+	{"withheld", vault.ErrWithheld, codes.DataLoss},
+	{"rollback", vault.ErrRollback, codes.DataLoss},
 	{"invalid", vault.ErrInvalid, codes.InvalidArgument},
 	{"no-vault", store.ErrNoVault, codes.FailedPrecondition},
 	{"busy", store.ErrBusy, codes.Unavailable},
