@@ -18,6 +18,7 @@ import (
 	"time"
 
 	bbolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/opaquevault/ov/pkg/hint"
@@ -342,7 +343,7 @@ func (a *Accounts) view(ctx context.Context, fn func(*bbolt.Tx) error) error {
 		return err
 	}
 	tx, err := a.db.Begin(false)
-	if errors.Is(err, bbolt.ErrDatabaseNotOpen) {
+	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		return errClosed
 	}
 	if err != nil {

@@ -84,7 +84,8 @@ func (s *account) Update(ctx context.Context, fn func(store.Reader) (store.Batch
 	q, leave := s.all.enter(s.id)
 	defer leave()
 	begin := func() (*tx, error) {
-		return &tx{all: s.all, id: s.id, begin: beginWrite, find: lockVersion}, nil
+		t := &tx{all: s.all, id: s.id, begin: beginWrite, find: lockVersion}
+		return t, explain(ctx, t.connect(ctx))
 	}
 	return retry(ctx, func() error {
 		return q.Do(ctx, begin, func(t *tx) (broken, err error) {
@@ -137,6 +138,14 @@ func (t *tx) send() error {
 	return t.failed
 }
 
+// connect takes a connection, unless there is one.
+func (t *tx) connect(ctx context.Context) (err error) {
+	if t.conn == nil {
+		t.conn, err = t.all.pool.Acquire(ctx)
+	}
+	return err
+}
+
 // isShared reports whether others may take part. The first writer is alone until
 // it has the lock, for which it may have to wait.
 func (t *tx) isShared() bool { return t.begin == beginWrite && t.begun }
@@ -150,12 +159,8 @@ func (t *tx) exchange() error {
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), tripTimeout)
 	}
 	defer cancel()
-	if t.conn == nil {
-		conn, err := t.all.pool.Acquire(ctx)
-		if err != nil {
-			return err
-		}
-		t.conn = conn
+	if err := t.connect(ctx); err != nil {
+		return err
 	}
 	b := &pgx.Batch{}
 	var now int64

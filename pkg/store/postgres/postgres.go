@@ -4,8 +4,9 @@
 // There are two tables, and the key of either begins with the account's id: what
 // belongs together lies together wherever a database shards by the first column
 // of a key. Nothing is used that some of its relatives lack: no extension, no
-// sequence, no advisory lock, no foreign key, and no isolation above what a lock
-// on the account's row gives. docs/SERVER.md says what that means for each.
+// advisory lock, no foreign key, and of isolation only a lock on the account's row
+// for writes and REPEATABLE READ for reads. docs/SERVER.md says what that means
+// for each.
 package postgres
 
 import (

@@ -308,6 +308,11 @@ func TestTrips(t *testing.T) {
 			t.Errorf("%s took %d trips, want %d", step.what, n, step.want)
 		}
 	}
+	// Nor is a plan kept, which may be of tables that were small.
+	var kept int
+	if err := all.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_prepared_statements WHERE name <> ''`).Scan(&kept); err != nil || kept != 0 {
+		t.Errorf("%d prepared statements are kept: %v", kept, err)
+	}
 }
 
 // TestMoved: a snapshot stays one while others write, whether it is read in one
