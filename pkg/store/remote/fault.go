@@ -106,7 +106,7 @@ func (s *Store) explain(err error) error {
 	case codes.Unauthenticated:
 		return hint.Errorf("ov auth login --server "+s.url, "%s: %w: %q", s.url, ErrUnauthenticated, text)
 	case codes.PermissionDenied:
-		return hint.Errorf("see what your API key is for: ov auth status", "%s: %w with this API key: %q", s.url, store.ErrDenied, text)
+		return hint.Errorf("see what your API key is for: ov auth status --server "+s.url, "%s: %w with this API key: %q", s.url, store.ErrDenied, text)
 	case codes.NotFound:
 		return fmt.Errorf("%s: %w: %q", s.url, ErrNotFound, text)
 	case codes.Unimplemented:

