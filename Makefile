@@ -25,6 +25,10 @@ PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # What needs more than `go test` has a target of its own.
 SPECIAL   := /test/(systemd|memory|faults|mcp|teams)(/|$$)
 
+# What takes minutes with the race detector has it with -short, or not at all
+# where nothing is concurrent.
+SLOW      := /pkg/(detect/engine|store/remote)$$
+
 # gotest is `go test` that also writes each skipped test, and why, to NOT_RUN.
 gotest = go run ./test/setup/gotest
 
@@ -94,7 +98,9 @@ test-rules: ## rules about the tree that are tests
 
 .PHONY: test-unit
 test-unit: ## all that plain `go test` can run, with the race detector
-	CGO_ENABLED=1 $(gotest) -race -timeout 15m $$(go list ./... | grep -vE '$(SPECIAL)')
+	CGO_ENABLED=1 $(gotest) -race -timeout 15m $$(go list ./... | grep -vE '$(SPECIAL)|$(SLOW)')
+	CGO_ENABLED=1 $(gotest) -race -short ./pkg/store/remote
+	$(gotest) -timeout 15m $$(go list ./... | grep -E '$(SLOW)')
 	$(gotest) -show -count=1 -run IdleConnections ./pkg/server # 10,000, with the race detector fewer
 
 .PHONY: test-detection
@@ -113,7 +119,7 @@ leaks: build ## every such program with every kind of secret
 
 .PHONY: test-faults faults
 test-faults: build ## kill -9 at random points, many processes at once
-	OV_FAULTS=$${OV_FAULTS:-40} $(gotest) -show -count=1 -timeout 60m ./test/faults/...
+	OV_FAULTS=$${OV_FAULTS:-20} $(gotest) -show -count=1 -timeout 60m ./test/faults/...
 faults: ## the same with 500 kills of each operation
 	OV_FAULTS=500 $(MAKE) test-faults
 
@@ -134,7 +140,7 @@ fuzz: ## every fuzz target for FUZZTIME each
 
 .PHONY: fuzz-short
 fuzz-short:
-	test/setup/fuzz 5s
+	test/setup/fuzz 2s
 
 .PHONY: bench
 bench: build ## the table of docs/PERFORMANCE.md

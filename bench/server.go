@@ -471,7 +471,7 @@ func printServer(dir, bin, sizes string, bulk int) error {
 				title    string
 				subjects []subject
 			}{{"reads", reads}, {"writes", writes}} {
-				results, err := load(clients, 3, 2*time.Second, what.subjects)
+				results, err := load(clients, 3, time.Second, what.subjects)
 				if err != nil {
 					return err
 				}
