@@ -25,8 +25,7 @@ PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # What needs more than `go test` has a target of its own.
 SPECIAL   := /test/(systemd|memory|faults|mcp|teams)(/|$$)
 
-# What takes minutes with the race detector has it with -short, or not at all
-# where nothing is concurrent.
+# What takes minutes with the race detector has it for what is concurrent alone.
 SLOW      := /pkg/(detect/engine|store/remote)$$
 
 # gotest is `go test` that also writes each skipped test, and why, to NOT_RUN.
@@ -99,7 +98,7 @@ test-rules: ## rules about the tree that are tests
 .PHONY: test-unit
 test-unit: ## all that plain `go test` can run, with the race detector
 	CGO_ENABLED=1 $(gotest) -race -timeout 15m $$(go list ./... | grep -vE '$(SPECIAL)|$(SLOW)')
-	CGO_ENABLED=1 $(gotest) -race -short ./pkg/store/remote
+	CGO_ENABLED=1 $(gotest) -race -short -run 'TestStore$$|TestNobodyStarves|TestCommitsOnceEach|TestMark' ./pkg/store/remote
 	$(gotest) -timeout 15m $$(go list ./... | grep -E '$(SLOW)')
 	$(gotest) -show -count=1 -run IdleConnections ./pkg/server # 10,000, with the race detector fewer
 
