@@ -176,6 +176,19 @@ func (r Range) Check(list []Record) error {
 	return nil
 }
 
+// After is the lowest key above all that start with prefix, or nil if there is
+// none.
+func After(prefix []byte) []byte {
+	for n := len(prefix); n > 0; n-- {
+		if prefix[n-1] < 0xff {
+			after := bytes.Clone(prefix[:n])
+			after[n-1]++
+			return after
+		}
+	}
+	return nil
+}
+
 // Digest is a SHA-256 hash over records in the order of their keys.
 type Digest struct{ h [sha256.Size]byte }
 

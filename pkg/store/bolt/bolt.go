@@ -7,7 +7,6 @@
 package bolt
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -17,7 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,10 +24,12 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/store/internal/bucket"
 )
 
-// bucket holds all records. A later format of keys gets a bucket of its own.
-var bucket = []byte("ov/v1")
+// root is the bucket that holds all records. A later format of keys gets a bucket
+// of its own.
+var root = []byte("ov/v1")
 
 // Wait bounds how long an operation waits for others to leave the file, unless
 // its context ends sooner. Rewriting the keys of 100,000 secrets takes seconds.
@@ -184,11 +184,6 @@ func (s *Store) commit(f *os.File, size int, b store.Batch) (err error) {
 	if err := b.Check(); err != nil {
 		return err
 	}
-	// bbolt splits a page only at commit and inserts into it by moving all that
-	// follows: 100,000 writes in the order of their keys take a second, in random
-	// order minutes.
-	b = slices.Clone(b)
-	slices.SortStableFunc(b, func(x, y store.Op) int { return bytes.Compare(x.Key, y.Key) })
 
 	// check has left bbolt little to panic about. If it does, its locks cannot be
 	// relied on: the file is closed, the mapping is left behind.
@@ -212,11 +207,11 @@ func (s *Store) commit(f *os.File, size int, b store.Batch) (err error) {
 	db.AllocSize = growBy
 	err = db.Update(func(tx *bbolt.Tx) error {
 		if size == 0 {
-			if _, err := tx.CreateBucket(bucket); err != nil {
+			if _, err := tx.CreateBucket(root); err != nil {
 				return err
 			}
 		}
-		return write(tx.Bucket(bucket), b)
+		return bucket.Write(tx.Bucket(root), b)
 	})
 	if err = errors.Join(err, db.Close()); err != nil {
 		return fmt.Errorf("cannot write %s: %w", s.path, err)
@@ -226,21 +221,6 @@ func (s *Store) commit(f *os.File, size int, b store.Batch) (err error) {
 
 // growBy is what a file that is full grows by beyond what is needed, in bytes.
 const growBy = 64 << 10
-
-func write(bk *bbolt.Bucket, b store.Batch) error {
-	for _, op := range b {
-		var err error
-		if op.Value == nil {
-			err = bk.Delete(op.Key)
-		} else {
-			err = bk.Put(op.Key, op.Value)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // openFile opens and locks a vault file, shared for reading.
 func openFile(ctx context.Context, path string, flag int) (*os.File, error) {

@@ -176,7 +176,7 @@ func readTree(file io.ReaderAt, size int64) (*tree, error) {
 		return nil, broken("too many buckets") // ov makes one
 	}
 	for i := range top.count {
-		if name, value, _ := top.elem(i); bytes.Equal(name, bucket) {
+		if name, value, _ := top.elem(i); bytes.Equal(name, root) {
 			t.root, err = t.bucket(value)
 			return t, err
 		}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/store/internal/bucket"
 )
 
 // records is a vault's worth of records: some pages deep, one with overflow.
@@ -278,7 +279,7 @@ func TestNoMemoryGetsIntoTheFile(t *testing.T) {
 				return err
 			}
 			return errors.Join(db.Update(func(tx *bbolt.Tx) error {
-				return tx.Bucket(bucket).Put([]byte("key0001"), []byte("x"))
+				return tx.Bucket(root).Put([]byte("key0001"), []byte("x"))
 			}), db.Close())
 		}
 		f, err := openFile(context.Background(), s.Path(), os.O_RDWR)
@@ -617,7 +618,7 @@ func TestTreeAgreesWithBbolt(t *testing.T) {
 		}
 		err = db.View(func(tx *bbolt.Tx) error {
 			n := 0
-			return errors.Join(tx.Bucket(bucket).ForEach(func(k, v []byte) error {
+			return errors.Join(tx.Bucket(root).ForEach(func(k, v []byte) error {
 				if n++; got[string(k)] != string(v) {
 					return fmt.Errorf("%q differs", k)
 				}
@@ -644,11 +645,11 @@ func withPageSize(t testing.TB, size int, batch store.Batch) *Store {
 		t.Fatal(err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucket(bucket)
+		b, err := tx.CreateBucket(root)
 		if err != nil {
 			return err
 		}
-		return write(b, batch)
+		return bucket.Write(b, batch)
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)

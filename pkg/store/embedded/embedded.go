@@ -6,7 +6,6 @@
 package embedded
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/store"
+	"github.com/opaquevault/ov/pkg/store/internal/bucket"
 	"github.com/opaquevault/ov/pkg/store/internal/group"
 )
 
@@ -294,23 +294,18 @@ func (s *account) View(ctx context.Context, fn func(store.Reader) error) error {
 // called once: it must not wait for anything.
 func (s *account) Update(ctx context.Context, fn func(store.Reader) (store.Batch, error)) error {
 	return s.all.update(ctx, func(tx *tx) (write, error) {
-		bucket, err := s.bucket(tx.Tx)
+		to, err := s.bucket(tx.Tx)
 		if err != nil {
 			return nil, err
 		}
-		b, err := fn(reader{ctx, bucket, tx.isDirty})
+		b, err := fn(reader{ctx, to, tx.isDirty})
 		if err != nil || len(b) == 0 {
 			return nil, err
 		}
 		if err := b.Check(); err != nil {
 			return nil, err
 		}
-		// bbolt splits a page only at commit and inserts into it by moving all that
-		// follows: 100,000 writes in the order of their keys take a second, in random
-		// order minutes.
-		b = slices.Clone(b)
-		slices.SortStableFunc(b, func(x, y store.Op) int { return bytes.Compare(x.Key, y.Key) })
-		return func() error { return put(bucket, b) }, nil
+		return func() error { return bucket.Write(to, b) }, nil
 	})
 }
 
@@ -320,21 +315,6 @@ func (s *account) bucket(tx *bbolt.Tx) (*bbolt.Bucket, error) {
 		return nil, fmt.Errorf("%w: %x", store.ErrNoAccount, s.id)
 	}
 	return b, nil
-}
-
-func put(bucket *bbolt.Bucket, b store.Batch) error {
-	for _, op := range b {
-		var err error
-		if op.Value == nil {
-			err = bucket.Delete(op.Key)
-		} else {
-			err = bucket.Put(op.Key, op.Value)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // view calls fn with a snapshot of the file.

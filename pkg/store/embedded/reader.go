@@ -44,31 +44,19 @@ func (r reader) Last(prefix []byte) (key, value []byte, err error) {
 		return key, value, err
 	}
 	c := r.b.Cursor()
-	k, v := c.Last()
-	if after := successor(prefix); after != nil {
-		if beyond, _ := c.Seek(after); beyond != nil {
-			k, v = c.Prev()
-		} else {
-			k, v = c.Last()
-		}
+	var beyond []byte
+	if after := store.After(prefix); after != nil {
+		beyond, _ = c.Seek(after)
 	}
+	last := c.Last
+	if beyond != nil {
+		last = c.Prev
+	}
+	k, v := last()
 	if k == nil || !bytes.HasPrefix(k, prefix) {
 		return nil, nil, r.ctx.Err()
 	}
 	return bytes.Clone(k), bytes.Clone(v), r.ctx.Err()
-}
-
-// successor is the lowest key above all that start with prefix, or nil if there
-// is none.
-func successor(prefix []byte) []byte {
-	for n := len(prefix); n > 0; n-- {
-		if prefix[n-1] < 0xff {
-			after := bytes.Clone(prefix[:n])
-			after[n-1]++
-			return after
-		}
-	}
-	return nil
 }
 
 // Fetch implements store.Reader. A file is near.

@@ -450,14 +450,10 @@ func (t *tx) page(from, to []byte, most int) (p page, err error) {
 // orEmpty is the prefix, never NULL.
 func orEmpty(prefix []byte) []byte { return append([]byte{}, prefix...) }
 
-// after is above all keys that start with prefix.
+// after is above all keys that start with prefix, never NULL.
 func after(prefix []byte) []byte {
-	for n := len(prefix); n > 0; n-- {
-		if prefix[n-1] < 0xff {
-			up := bytes.Clone(prefix[:n])
-			up[n-1]++
-			return up
-		}
+	if up := store.After(prefix); up != nil {
+		return up
 	}
 	return bytes.Repeat([]byte{0xff}, store.MaxKey+1)
 }
