@@ -110,11 +110,13 @@ test-detection: ## precision and recall on the whole corpus: docs/DETECTION.md
 test-memory: build ## scans the memory of a real agent for keys and values (root, Linux)
 	$(gotest) -show -count=1 -timeout 10m ./test/memory/...
 
-.PHONY: test-mcp leaks
+.PHONY: test-mcp leaks hunt
 test-mcp: build ## real MCP clients, and programs that show their secrets, under ov mcp serve
 	$(gotest) -show -count=1 -timeout 20m ./test/mcp/...
 leaks: build ## every such program with every kind of secret
 	OV_LEAK=100 $(gotest) -show -count=1 -timeout 60m -run NoValueReachesTheClient ./test/mcp/...
+hunt: build ## the tests that live by chance, each time with another, until one fails
+	while OV_SEED=random $(gotest) -count=1 -timeout 60m ./pkg/mask ./test/mcp/...; do :; done
 
 .PHONY: test-faults faults
 test-faults: build ## kill -9 at random points, many processes at once

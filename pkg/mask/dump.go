@@ -229,11 +229,8 @@ func numbers(body []byte, offset int, colon bool) (row dumpRow, ok bool) {
 		n := spaces(body[end:])
 		at = end + n
 		switch {
-		case apart == 0:
+		case apart == 0 && (n == 1 || !colon):
 			apart = n
-			if colon && n > 1 {
-				return row.read(groups, where, colon)
-			}
 		case n == apart:
 		case len(groups) == 8 && n == 2 && !colon:
 		default:

@@ -6,12 +6,14 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/opaquevault/ov/test/chance"
 )
 
 // TestDumps has real programs dump a value among dots, and expects of it what a
 // dump of nothing but dots has: whatever is left tells nothing.
 func TestDumps(t *testing.T) {
-	random := random(t)
+	random := chance.Rand(t, 0)
 	for _, command := range []string{
 		"xxd", "xxd -u", "xxd -g 1", "xxd -g 4", "xxd -g 8", "xxd -g 0", "xxd -c 8", "xxd -c 32", "xxd -e", "xxd -b", "xxd -o 100",
 		"hexdump -v", "hexdump -v -C", "hexdump -v -c", "hexdump -v -x",
@@ -35,10 +37,10 @@ func TestDumps(t *testing.T) {
 				}
 				return string(out)
 			}
-			for range 8 {
+			for after := range 32 { // the value's end and the dump's, wherever a line ends
 				// Letters that are no hexadecimal digits.
 				value := word(random, "ghijklmnopqrstuvwxyzGHIJKLMNOPQRSTUVWXYZ", minPattern+random.IntN(1+random.IntN(200)))
-				before, after := random.IntN(40), random.IntN(40)
+				before := random.IntN(40)
 				text := bytes.Repeat([]byte("."), before+len(value)+after)
 				dots := dump(text)
 				copy(text[before:], value)

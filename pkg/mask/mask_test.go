@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/test/chance"
 )
 
 func compile(t testing.TB, pairs ...string) *Set {
@@ -226,7 +227,7 @@ func TestLinesAreNotHeldBack(t *testing.T) {
 // The beginning of a value is masked, too, if it is long: programs that are
 // killed, fill a pipe or cut their lines print no more.
 func TestBeginnings(t *testing.T) {
-	r := random(t)
+	r := chance.Rand(t, 0)
 	long := "a value of more than fifty bytes, which is cut somewhere"
 	s := compile(t, "LONG", long, "OTHER", long[:40]+"/another end")
 	for input, want := range map[string]string{
@@ -273,7 +274,7 @@ func TestBeginnings(t *testing.T) {
 
 // What is held back is what could still become a value, and no more.
 func TestHeldBack(t *testing.T) {
-	value := string(word(random(t), "abcdefghijklmnopqrstuvwxyz", 64<<10))
+	value := string(word(chance.Rand(t, 0), "abcdefghijklmnopqrstuvwxyz", 64<<10))
 	s := compile(t, "A", value)
 	var out bytes.Buffer
 	w := s.NewWriter(&out)
@@ -372,7 +373,7 @@ func TestParts(t *testing.T) {
 // TestBase64Alignments: whatever is around a value, of its base64 no more is left
 // than the digits that hold bits of its neighbours.
 func TestBase64Alignments(t *testing.T) {
-	random := random(t)
+	random := chance.Rand(t, 0)
 	for n := minPattern; n < 20; n++ {
 		value := word(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+/", n)
 		s := compile(t, "A", string(value))

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/opaquevault/ov/test/chance"
 )
 
 // reference is what the Writer has to do, written for plainness: look for every
@@ -223,17 +225,6 @@ func (r *reference) String() string {
 	return b.String()
 }
 
-// random returns a generator whose seed is told when the test fails.
-func random(t testing.TB) *rand.Rand {
-	seed := rand.Uint64()
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("seed %d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // G404: a test
-}
-
 func word(random *rand.Rand, alphabet string, n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -245,7 +236,7 @@ func word(random *rand.Rand, alphabet string, n int) []byte {
 // TestSmallAlphabet: with few letters, patterns overlap, contain, begin and end
 // each other in every way there is.
 func TestSmallAlphabet(t *testing.T) {
-	random := random(t)
+	random := chance.Rand(t, 0)
 	rounds := 1000
 	if testing.Short() {
 		rounds = 300
@@ -271,7 +262,7 @@ func TestSmallAlphabet(t *testing.T) {
 
 // TestEveryInput tries every text of 14 letters of two.
 func TestEveryInput(t *testing.T) {
-	random := random(t)
+	random := chance.Rand(t, 0)
 	r := &reference{shown: []string{"[0]", "[1]", "[2]"}}
 	for _, p := range []string{"aababb", "ababab", "bbabbaab", "aabaabaabaab"} {
 		r.text = append(r.text, pattern{[]byte(p), len(r.text) % 3})
@@ -297,7 +288,7 @@ func TestEveryInput(t *testing.T) {
 func TestGap(t *testing.T) {
 	r := &reference{shown: []string{"[0]"}, packed: []pattern{{[]byte("abcdef"), 0}}}
 	s := r.set()
-	random := random(t)
+	random := chance.Rand(t, 0)
 	for n := maxGap - 2; n < 2*maxGap+4; n++ {
 		r.check(t, s, []byte("x abc"+strings.Repeat(" ", n)+"def x"), random)
 		r.check(t, s, []byte("abc"+strings.Repeat(": ", n/2)+"def"+strings.Repeat("\n", n)), random)

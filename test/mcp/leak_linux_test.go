@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +18,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/opaquevault/ov/test/chance"
 )
 
 // leakRuns is how many secrets each program is tried with: OV_LEAK, or 4.
@@ -29,15 +30,6 @@ func leakRuns(t *testing.T) int {
 		return 4
 	}
 	return n
-}
-
-// leakSeed is OV_LEAK_SEED, or chance. A failure says it.
-func leakSeed(t *testing.T) uint64 {
-	t.Helper()
-	if n, err := strconv.ParseUint(os.Getenv("OV_LEAK_SEED"), 10, 64); err == nil {
-		return n
-	}
-	return rand.Uint64()
 }
 
 // echo is a server that sends back what it was sent, and can redirect to that.
@@ -142,9 +134,7 @@ func jobs(secrets []secret, n int) (list []job, absent []string) {
 //
 // The interceptor is off, so that it is the masker alone that is tried.
 func TestNoValueReachesTheClient(t *testing.T) {
-	seed := leakSeed(t)
-	t.Logf("to repeat: OV_LEAK_SEED=%d", seed)
-	secrets := makeSecrets(rand.New(rand.NewPCG(seed, 3)))
+	secrets := makeSecrets(chance.Rand(t, 3))
 	a := newAccount(t, secrets...)
 	a.start()
 	places := strings.NewReplacer("ORIGIN", echo(t), "CRASH", crash(t, a.dir))
@@ -330,7 +320,7 @@ func (a *account) masked(argv []string, name string) ([]byte, error) {
 // of either.
 func TestOverlappingValues(t *testing.T) {
 	t.Parallel()
-	v := text(rand.New(rand.NewPCG(rand.Uint64(), 5)), 40, alnum)
+	v := text(chance.Rand(t, 5), 40, alnum)
 	a := newAccount(t, secret{name: "A", value: v[:20]}, secret{name: "B", value: v[10:30]}, secret{name: "C", value: v[14:18]}, secret{name: "D", value: v[25:40]})
 	a.secrets[2].shown = true
 	a.start()

@@ -18,12 +18,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opaquevault/ov/test/chance"
 )
 
 // demo is an account with three secrets and its agent.
 func demo(t *testing.T) *account {
 	t.Helper()
-	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	r := chance.Rand(t, 1)
 	a := newAccount(t,
 		secret{name: "TOKEN", value: text(r, 40, alnum)},
 		secret{name: "DATABASE_URL", value: []byte("postgres://app:" + string(text(r, 20, alnum)) + "@db.example.com/app")},
@@ -630,11 +632,11 @@ func holdsPart(text, secret string) bool {
 func TestIntercept(t *testing.T) {
 	t.Parallel()
 	a := demo(t)
-	keys := madeUp(rand.New(rand.NewPCG(rand.Uint64(), 2)))
+	keys := madeUp(chance.Rand(t, 2))
 	for rule, key := range keys {
 		a.file("project/"+rule, "the key is "+key+"\n")
 	}
-	lines := "-----BEGIN RSA PRIV" + "ATE KEY-----\n" + base64.StdEncoding.EncodeToString(text(rand.New(rand.NewPCG(rand.Uint64(), 3)), 300, printable)) + "\n-----END RSA PRIV" + "ATE KEY-----"
+	lines := "-----BEGIN RSA PRIV" + "ATE KEY-----\n" + base64.StdEncoding.EncodeToString(text(chance.Rand(t, 3), 300, printable)) + "\n-----END RSA PRIV" + "ATE KEY-----"
 	for _, mode := range []string{"block", "warn", "off", ""} {
 		t.Run("mode "+mode, func(t *testing.T) {
 			server := a.serve([]string{"OV_INTERCEPT_MODE=" + mode})
@@ -760,7 +762,7 @@ func (c *session) oddPlaces(secrets ...string) {
 // starts; a value that was stored since is the interceptor's.
 func (a *account) storedMeanwhile(c *session) {
 	a.t.Helper()
-	late := secret{name: "LATE", value: []byte("a value that comes late " + string(text(rand.New(rand.NewPCG(rand.Uint64(), 4)), 20, alnum)))}
+	late := secret{name: "LATE", value: []byte("a value that comes late " + string(text(chance.Rand(a.t, 4), 20, alnum)))}
 	a.mu.Lock()
 	a.secrets = append(a.secrets, late)
 	a.mu.Unlock()
