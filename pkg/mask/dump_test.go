@@ -37,10 +37,11 @@ func TestDumps(t *testing.T) {
 				}
 				return string(out)
 			}
-			for after := range 32 { // the value's end and the dump's, wherever a line ends
+			for end := range 48 { // in a last line of every length
 				// Letters that are no hexadecimal digits.
 				value := word(random, "ghijklmnopqrstuvwxyzGHIJKLMNOPQRSTUVWXYZ", minPattern+random.IntN(1+random.IntN(200)))
-				before := random.IntN(40)
+				after := []int{random.IntN(40), random.IntN(4), 0}[end/16]
+				before := 16*random.IntN(3) + (end+48-(len(value)+after)%16)%16
 				text := bytes.Repeat([]byte("."), before+len(value)+after)
 				dots := dump(text)
 				copy(text[before:], value)
