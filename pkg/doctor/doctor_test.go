@@ -407,7 +407,7 @@ func TestKeyRefused(t *testing.T) {
 	t.Run("another vault's", func(t *testing.T) {
 		s := newSite(t)
 		must(t, os.WriteFile(s.key, bytes.Repeat([]byte{7}, machinekey.Size), 0o600))
-		s.one("key", "key was not made for this vault "+s.vault)
+		s.one("key", "key was not made for this vault, or was revoked: "+s.vault)
 	})
 	t.Run("scope", func(t *testing.T) {
 		s := newSite(t)

@@ -321,7 +321,7 @@ func (d *doctor) keyRefused(ctx context.Context, s *subject, k keyFile, v *vault
 	switch {
 	case errors.Is(err, vault.ErrDeadKey), errors.Is(err, vault.ErrUnknownKey):
 		if errors.Is(err, vault.ErrUnknownKey) {
-			err = fmt.Errorf("%w %s", err, safefile.Quote(s.vault))
+			err = fmt.Errorf("%w: %s", err, safefile.Quote(s.vault))
 		}
 		d.fail("key", s.name, fix, "machine key %s does not open the vault: %v", safefile.Quote(k.path), err)
 	default:

@@ -20,8 +20,9 @@ var (
 	ErrConflict = errors.New("changed by somebody else in the meantime")
 	// ErrDeadKey is wrapped when a key was replaced since it was made.
 	ErrDeadKey = errors.New("key is no longer valid")
-	// ErrUnknownKey is wrapped when a machine key is in no register of the vault.
-	ErrUnknownKey = errors.New("key was not made for this vault")
+	// ErrUnknownKey is wrapped when a machine key is in no register of the vault:
+	// never made for it, or revoked, which leaves no trace.
+	ErrUnknownKey = errors.New("key was not made for this vault, or was revoked")
 	// ErrScope is wrapped when a key opens less than what was asked for.
 	ErrScope = errors.New("key does not open this")
 	// ErrDamaged is wrapped when a record is not what was written.

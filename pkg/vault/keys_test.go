@@ -190,7 +190,7 @@ func TestUnknownKeys(t *testing.T) {
 	f, m := setup(t)
 	for _, b := range [][]byte{make([]byte, 32), bytes.Repeat([]byte{1}, 32), append([]byte{f.account[0] ^ 1}, f.account[1:]...)} {
 		err := open(t, m, b)
-		is(t, err, ErrUnknownKey, fmt.Sprintf("machine key %x: key was not made for this vault", kek.Fingerprint(b)))
+		is(t, err, ErrUnknownKey, fmt.Sprintf("machine key %x: key was not made for this vault, or was revoked", kek.Fingerprint(b)))
 		if !strings.Contains(hint.Of(err), "--vault") {
 			t.Errorf("hint %q", hint.Of(err))
 		}
