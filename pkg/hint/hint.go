@@ -9,6 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 type hinted struct {
@@ -44,9 +48,30 @@ func Of(err error) string {
 // and of its hint on the next. An error without a text has been told already.
 func Print(w io.Writer, program string, err error) {
 	if text := err.Error(); text != "" {
-		_, _ = fmt.Fprintf(w, "%s: %s\n", program, text)
+		_, _ = fmt.Fprintf(w, "%s: %s\n", program, Text(text))
 	}
 	if advice := Of(err); advice != "" {
-		_, _ = fmt.Fprintf(w, "  hint: %s\n", advice)
+		_, _ = fmt.Fprintf(w, "  hint: %s\n", Text(advice))
 	}
+}
+
+// Text returns text as a terminal may be given it, whoever has written some of
+// it: what is not printable is escaped as in Go, but for ends of lines.
+func Text(text string) string {
+	printable := func(r rune) bool { return unicode.IsPrint(r) && r != utf8.RuneError || r == '\n' }
+	if !strings.ContainsFunc(text, func(r rune) bool { return !printable(r) }) {
+		return text
+	}
+	var b strings.Builder
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
+		if printable(r) {
+			b.WriteRune(r)
+		} else {
+			quoted := strconv.Quote(text[:n])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+		text = text[n:]
+	}
+	return b.String()
 }
