@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/server"
@@ -43,13 +44,13 @@ func (g *globals) operator(ctx context.Context, fn func(context.Context, vaultv1
 
 // accountJSON is an account as it is printed with --json.
 type accountJSON struct {
-	ID      string     `json:"id"`
-	Name    string     `json:"name"`
-	Created *time.Time `json:"created"`
+	ID      string    `json:"id"`
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
 }
 
 func newAccountCmd(g *globals) *cobra.Command {
-	return group("account", "Create and list accounts, each of which is one vault",
+	return command.Group("account", "Create and list accounts, each of which is one vault",
 		newAccountCreateCmd(g), newAccountListCmd(g))
 }
 
@@ -61,7 +62,7 @@ func newAccountCreateCmd(g *globals) *cobra.Command {
 		Long: `create makes an account, whose name is for you alone, and prints its id. What
 comes next is an API key for the first person of it:
 ov-server apikey create.`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			return g.operator(cmd.Context(), func(ctx context.Context, c vaultv1connect.OperatorClient) error {
 				list, err := accounts(ctx, c)
@@ -79,7 +80,7 @@ ov-server apikey create.`,
 				}
 				a := accountOf(res.Msg.GetAccount())
 				if asJSON {
-					return printJSON(cmd.OutOrStdout(), a)
+					return command.PrintJSON(cmd.OutOrStdout(), a)
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), a.ID)
 				fmt.Fprintf(cmd.ErrOrStderr(), "created account %s\nnext: ov-server apikey create --account %s --name WHO --scope admin\n",
@@ -89,7 +90,7 @@ ov-server apikey create.`,
 		},
 	}
 	g.database.add(cmd)
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -99,7 +100,7 @@ func newAccountListCmd(g *globals) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List accounts, oldest first",
-		Args:    args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.operator(cmd.Context(), func(ctx context.Context, c vaultv1connect.OperatorClient) error {
 				list, err := accounts(ctx, c)
@@ -107,18 +108,17 @@ func newAccountListCmd(g *globals) *cobra.Command {
 					return err
 				}
 				if asJSON {
-					return printJSON(cmd.OutOrStdout(), list)
+					return command.PrintJSON(cmd.OutOrStdout(), list)
 				}
-				var rows [][]string
-				for _, a := range list {
-					rows = append(rows, []string{a.ID, safefile.Quote(a.Name), stamp(a.Created, "")})
-				}
-				return table(cmd.OutOrStdout(), "ID\tNAME\tCREATED", rows)
+				return command.Table(cmd.OutOrStdout(), "ID\tNAME\tCREATED", len(list), func(i int) []string {
+					a := list[i]
+					return []string{a.ID, safefile.Quote(a.Name), a.Created.Local().Format(time.DateTime)}
+				})
 			})
 		},
 	}
 	g.database.add(cmd)
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -135,7 +135,7 @@ func accounts(ctx context.Context, c vaultv1connect.OperatorClient) ([]accountJS
 }
 
 func accountOf(a *vaultv1.Account) accountJSON {
-	return accountJSON{hex.EncodeToString(a.GetId()), a.GetName(), unix(a.GetCreatedUnix())}
+	return accountJSON{hex.EncodeToString(a.GetId()), a.GetName(), time.Unix(a.GetCreatedUnix(), 0).UTC()}
 }
 
 // findAccount returns the id of the account that has the id or the name, or of

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/server"
 )
@@ -43,7 +44,7 @@ With a certificate of your own it makes no authority: it checks that the server
 can use it.`,
 		Example: `  ov-server init --host vault.example.com
   ov-server init --renew`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := g.dir()
 			if err != nil {
@@ -57,7 +58,7 @@ can use it.`,
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), made)
+				return command.PrintJSON(cmd.OutOrStdout(), made)
 			}
 			sayInit(cmd, made, renew)
 			return nil
@@ -72,7 +73,7 @@ can use it.`,
 	for _, other := range []string{"host", "renew"} {
 		cmd.MarkFlagsMutuallyExclusive("tls-cert", other)
 	}
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 

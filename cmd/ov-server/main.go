@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 )
 
@@ -15,5 +16,5 @@ func main() {
 		return
 	}
 	hint.Print(os.Stderr, "ov-server", err)
-	os.Exit(exitCode(err))
+	os.Exit(command.ExitCode(err))
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/store/postgres"
 )
 
@@ -23,7 +24,7 @@ func newMigrateCmd(g *globals) *cobra.Command {
 		Long: `migrate makes the tables in PostgreSQL, or changes those of an older version
 into this one's. It is safe to run more than once, and by two at a time. The
 embedded storage needs none of it.`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dsn, err := g.database.find()
 			if err != nil {
@@ -37,7 +38,7 @@ embedded storage needs none of it.`,
 				done.To = postgres.SchemaVersion
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), done)
+				return command.PrintJSON(cmd.OutOrStdout(), done)
 			}
 			switch {
 			case dsn == "":
@@ -51,6 +52,6 @@ embedded storage needs none of it.`,
 		},
 	}
 	g.database.add(cmd)
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }

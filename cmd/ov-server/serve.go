@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/server"
 	"github.com/opaquevault/ov/pkg/version"
 )
@@ -29,7 +30,7 @@ second one at once. SIGHUP makes it read its certificate again.`,
 		Example: `  ov-server serve
   ov-server serve --listen 10.0.0.5:443 --metrics 127.0.0.1:9464
   ov-server serve --database-url-file /etc/ov-server/database-url`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := g.dir()
 			if err != nil {
@@ -50,7 +51,7 @@ second one at once. SIGHUP makes it read its certificate again.`,
 			case "json":
 				d.Log = slog.New(slog.NewJSONHandler(os.Stderr, o))
 			default:
-				return misuse(cmd, fmt.Errorf("--log-format is text or json, not %.20q", format))
+				return command.Misuse(cmd, fmt.Errorf("--log-format is text or json, not %.20q", format))
 			}
 			d.Dir, d.Open = dir, opener(dir, dsn)
 			return d.Run(cmd.Context())

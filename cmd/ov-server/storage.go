@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/server"
@@ -42,8 +43,8 @@ func (d *database) add(cmd *cobra.Command) {
 func (d *database) find() (string, error) {
 	if d.url != "" {
 		if hasPassword(d.url) {
-			return "", &usageError{hint.Errorf("write the URL into a file, chmod 600 it, and use --database-url-file FILE, or set "+databaseVariable,
-				"--database-url has a password in it, which every user of this machine can see")}
+			return "", command.Usage(hint.Errorf("write the URL into a file, chmod 600 it, and use --database-url-file FILE, or set "+databaseVariable,
+				"--database-url has a password in it, which every user of this machine can see"))
 		}
 		return d.url, nil
 	}

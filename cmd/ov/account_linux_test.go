@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/opaquevault/ov/pkg/command"
 )
 
 // Accounts without an entry in the user database, of which nothing else runs.
@@ -27,7 +29,7 @@ func TestOtherAccounts(t *testing.T) {
 	deploy.agent()
 	socket := deploy.dir + "/run/ov-agent/ov-agent.sock"
 
-	other.fails(exitFailure, []string{"cannot reach the agent's socket " + socket}, "ov", "--socket", socket, "secret", "list")
+	other.fails(command.ExitFailure, []string{"cannot reach the agent's socket " + socket}, "ov", "--socket", socket, "secret", "list")
 	other.fails(125, nil, "ov", "--socket", socket, "run", "--", "true")
 	// Root may use any, but not one in /tmp, where anybody may have put it there.
 	root.fails(125, []string{"/tmp is a directory that others can write"}, "ov", "--socket", socket, "run", "--", "true")
@@ -92,7 +94,7 @@ func TestRendezvous(t *testing.T) {
 	other.fails(125, []string{"no agent of yours is running at " + other.dir + "/run/ov-agent/ov-agent.sock",
 		"the one at " + socket + ", which " + file + " names, is another account's"}, show...)
 	do(os.Chmod(socket, 0o666)) // not even so
-	other.fails(exitFailure, []string{"it serves only that account and root"}, "ov", "--socket", socket, "secret", "list")
+	other.fails(command.ExitFailure, []string{"it serves only that account and root"}, "ov", "--socket", socket, "secret", "list")
 	do(os.Chmod(socket, 0o600))
 	other.agent()
 	if got := other.must("", show...); got != mark+"-other\n" {
@@ -119,8 +121,8 @@ func TestRendezvous(t *testing.T) {
 		do(c.make())
 		for _, h := range []*home{deploy, other, root} {
 			h.fails(125, []string{c.says}, show...)
-			h.fails(exitFailure, []string{c.says}, "ov", "secret", "set", "TOKEN")
-			h.fails(exitFailure, []string{c.says}, "ov", "app", "list")
+			h.fails(command.ExitFailure, []string{c.says}, "ov", "secret", "set", "TOKEN")
+			h.fails(command.ExitFailure, []string{c.says}, "ov", "app", "list")
 		}
 		do(os.RemoveAll("/etc/ov"))
 		do(os.Mkdir("/etc/ov", 0o755))

@@ -15,7 +15,10 @@ import (
 	"github.com/opaquevault/ov/pkg/access"
 	"github.com/opaquevault/ov/pkg/agent"
 	"github.com/opaquevault/ov/pkg/agent/peer"
+	"github.com/opaquevault/ov/pkg/command"
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/machinekey"
+	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/store/cache"
 	"github.com/opaquevault/ov/pkg/vault"
 )
@@ -28,7 +31,7 @@ const exitNotRunning = 3
 const stopTimeout = 20 * time.Second
 
 func newAgentCmd(g *globals) *cobra.Command {
-	return group("agent", "Start, stop, lock and install the agent that holds the vault unlocked",
+	return command.Group("agent", "Start, stop, lock and install the agent that holds the vault unlocked",
 		newAgentStartCmd(g), newAgentStopCmd(g), newAgentStatusCmd(g), newAgentLockCmd(g), newAgentUnlockCmd(g),
 		newAgentInstallCmd(), newAgentUninstallCmd())
 }
@@ -43,7 +46,7 @@ func newAgentStartCmd(g *globals) *cobra.Command {
 		Long: `Start the agent. It asks for the master password once, detaches from the terminal
 and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 --idle.`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			program, err := agent.Executable()
 			if err != nil {
@@ -107,7 +110,7 @@ and holds the vault unlocked until it is told to lock or stop, or by --ttl or
 
 // agentCmd is a command that talks to the running agent.
 func agentCmd(g *globals, cmd *cobra.Command, do func(cmd *cobra.Command, c *agent.Client) error) *cobra.Command {
-	cmd.Args = args(cobra.NoArgs)
+	cmd.Args = command.Args(cobra.NoArgs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := g.Connect(cmd.Context())
 		if err != nil {
@@ -160,24 +163,24 @@ func newAgentStatusCmd(g *globals) *cobra.Command {
 		Short: "Say whether the agent runs and what it has open",
 		Long: `Say whether the agent runs and what it has open. Exit codes: 0 if it runs, locked
 or not; 3 if it does not.`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			report, err := g.agentReport(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				err = printJSON(cmd.OutOrStdout(), report)
+				err = command.PrintJSON(cmd.OutOrStdout(), report)
 			} else {
 				report.print(cmd.OutOrStdout())
 			}
 			if err == nil && !report.Running {
-				err = &exitError{errors.New(""), exitNotRunning}
+				err = command.Exit(errors.New(""), exitNotRunning)
 			}
 			return err
 		},
 	}
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -225,10 +228,10 @@ func (g *globals) agentReport(ctx context.Context) (agentReport, error) {
 
 func (r agentReport) print(w io.Writer) {
 	if !r.Running {
-		fmt.Fprintf(w, "agent:    not running (%s)\n", r.Why)
+		fmt.Fprintf(w, "agent:    not running (%s)\n", hint.Text(r.Why))
 		return
 	}
-	state := "locked: " + r.LockedBecause
+	state := "locked: " + hint.Text(r.LockedBecause)
 	if r.Unlocked {
 		state = "unlocked since " + r.UnlockedAt.Local().Format(time.DateTime) + ", opens " + r.Level
 		if r.Scope != nil {
@@ -239,7 +242,7 @@ func (r agentReport) print(w io.Writer) {
 		}
 	}
 	fmt.Fprintf(w, "agent:    %s\n  pid:    %d, version %s, since %s\n  socket: %s\n  vault:  %s\n",
-		state, r.PID, r.Version, r.Started.Local().Format(time.DateTime), r.Socket, r.Vault)
+		state, r.PID, hint.Text(r.Version), r.Started.Local().Format(time.DateTime), safefile.Quote(r.Socket), safefile.Quote(r.Vault))
 	if r.Server != nil {
 		printServer(w, *r.Server)
 	}
@@ -259,7 +262,7 @@ func printServer(w io.Writer, s agent.FarStatus) {
 		fmt.Fprintln(w, "  server: answers")
 		return
 	}
-	fmt.Fprintf(w, "  server: away since %s: %s\n", s.AwaySince.Local().Format(time.DateTime), s.AwayBecause)
+	fmt.Fprintf(w, "  server: away since %s: %s\n", s.AwaySince.Local().Format(time.DateTime), hint.Text(s.AwayBecause))
 	if s.AsOf != nil {
 		fmt.Fprintf(w, "          served instead is what it said at %s\n", s.AsOf.Local().Format(time.DateTime))
 	}

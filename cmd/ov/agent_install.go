@@ -12,6 +12,7 @@ import (
 	"github.com/opaquevault/ov/deploy/launchd"
 	"github.com/opaquevault/ov/deploy/systemd"
 	"github.com/opaquevault/ov/pkg/agent"
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/login"
 	"github.com/opaquevault/ov/pkg/stores"
@@ -41,7 +42,7 @@ to start without anyone at the keyboard needs no agent: put
 "ov run --machine-key FILE" into its own unit.`,
 		Example: `  sudo ov agent install --machine-key /etc/ov/myapp.key \
     --app myapp --env production --user $USER --enable`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			key, err := filepath.Abs(o.key)
 			if err != nil {
@@ -104,7 +105,7 @@ func newAgentUninstallCmd() *cobra.Command {
 		Short: "Stop the agent and remove its service",
 		Long: `Stop the agent and remove its service and the file by which clients find it.
 Machine keys and vaults are kept.`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if runtime.GOOS == "darwin" {
 				home, err := os.UserHomeDir()

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opaquevault/ov/pkg/access"
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/names"
@@ -16,7 +17,7 @@ import (
 )
 
 func newAppCmd(g *globals) *cobra.Command {
-	return group("app", "Create, list, choose and delete apps",
+	return command.Group("app", "Create, list, choose and delete apps",
 		newAppCreateCmd(g), newAppListCmd(g), newAppUseCmd(g), newAppDeleteCmd(g))
 }
 
@@ -57,7 +58,7 @@ func newAppCreateCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create APP",
 		Short: "Create an app, with an env named production",
-		Args:  args(cobra.ExactArgs(1)),
+		Args:  command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			s, done, err := u.open(cmd.Context(), cmd.InOrStdin())
 			if err != nil {
@@ -81,22 +82,22 @@ func newAppListCmd(g *globals) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the apps and their envs",
-		Args:    args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			apps, err := g.apps(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), apps)
+				return command.PrintJSON(cmd.OutOrStdout(), apps)
 			}
-			return table(cmd.OutOrStdout(), "APP\tENVS\tCREATED", len(apps), func(i int) []string {
+			return command.Table(cmd.OutOrStdout(), "APP\tENVS\tCREATED", len(apps), func(i int) []string {
 				a := apps[i]
 				return []string{a.Slug, strings.Join(a.Envs, ","), a.Created.Local().Format(time.DateTime)}
 			})
 		},
 	}
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -104,7 +105,7 @@ func newAppUseCmd(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "use APP",
 		Short: "Make an app the one that commands are about where nothing else says so",
-		Args:  args(cobra.ExactArgs(1)),
+		Args:  command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			if _, err := g.envs(cmd.Context(), argv[0]); err != nil {
 				return err
@@ -125,7 +126,7 @@ func newAppDeleteCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete APP --confirm",
 		Short: "Delete an app with all its envs, secrets and versions",
-		Args:  args(cobra.ExactArgs(1)),
+		Args:  command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			if err := confirmed(confirm, "app "+argv[0]+" with all its envs and secrets"); err != nil {
 				return err
@@ -157,5 +158,5 @@ func confirmed(confirm bool, what string) error {
 	if confirm {
 		return nil
 	}
-	return usage(hint.Errorf("add --confirm", "this would delete %s", what))
+	return command.Usage(hint.Errorf("add --confirm", "this would delete %s", what))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/prompt"
@@ -21,7 +22,7 @@ import (
 )
 
 func newAuthCmd(g *globals) *cobra.Command {
-	return group("auth", "Make a vault, change its password and keys, issue machine keys, log in to a server",
+	return command.Group("auth", "Make a vault, change its password and keys, issue machine keys, log in to a server",
 		newAuthInitCmd(g), newAuthChangePasswordCmd(g), newAuthRotateKeyCmd(g),
 		newAuthDeriveCmd(g), newAuthMachineKeysCmd(g), newAuthRevokeCmd(g),
 		newAuthLoginCmd(g), newAuthLogoutCmd(g), newAuthStatusCmd(g))
@@ -37,7 +38,7 @@ func newAuthInitCmd(g *globals) *cobra.Command {
 		Short: "Make a new vault under a master password",
 		Long: `Make a new vault under a master password, which is asked for twice. There is no
 way into the vault without it: keep a copy where you keep such things.`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := g.Open("")
 			if err != nil {
@@ -116,7 +117,7 @@ func newAuthChangePasswordCmd(g *globals) *cobra.Command {
 		Long: `Change the master password. The key under it is made anew, so that every machine
 key made before is dead; no value is encrypted again. The step is atomic: killed
 at any instant, the vault opens with the old password or with the new one.`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return u.replaceKey(cmd, "changed the master password", u.newPassword, func(ctx context.Context, v *vault.Vault, old, current *kek.Locked) error {
 				return v.ChangePassword(ctx, old, current)
@@ -196,7 +197,7 @@ func (u *unlockFlags) refreshAgent(cmd *cobra.Command, password *kek.Locked) {
 		_ = c.Close()
 	}
 	if err != nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "ov: warning: the agent could not take the new key: %v\n  hint: ov agent unlock\n", err)
+		fmt.Fprintf(cmd.ErrOrStderr(), "ov: warning: the agent could not take the new key: %s\n  hint: ov agent unlock\n", hint.Text(err.Error()))
 		return
 	}
 	fmt.Fprintln(cmd.ErrOrStderr(), "the agent has the new key")
@@ -243,7 +244,7 @@ func newAuthRotateKeyCmd(g *globals) *cobra.Command {
 		Long: `Make the vault's key anew under the same password, so that every machine key made
 before is dead; with --app only that app's key and those of its envs, so that
 only their machine keys are. No value is encrypted again.`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			what := "made a new key"
 			if app != "" {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/access"
 	"github.com/opaquevault/ov/pkg/apikey"
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/login"
@@ -49,7 +50,7 @@ shown it; or the one among this system's CAs that vouches for the server.`,
 		Example: `  ov auth login --server https://vault.example.com:8443
   ov auth login --server https://vault.example.com:8443 --ca ca.pem
   pass show ov-api-key | ov auth login --server https://vault.example.com:8443 --api-key-stdin`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
 	}
 	f := cmd.Flags()
@@ -188,22 +189,12 @@ func (f *loginFlags) apiKey(stdin io.Reader, server string, ca []byte) (login.Lo
 
 // describeIdentity says who one is to a server.
 func describeIdentity(who remote.Identity) string {
-	k := who.APIKey
-	text := fmt.Sprintf("  account   %s\n  API key   %s %q\n  scope     %s\n", hex.EncodeToString(who.Account[:]), k.ID, k.Name, describeScope(k))
+	k := shown(who.APIKey)[0]
+	text := fmt.Sprintf("  account   %s\n  API key   %s %s\n  scope     %s\n", hex.EncodeToString(who.Account[:]), k.ID, safefile.Quote(k.Name), k.Reach())
 	if k.Expires != nil {
 		text += fmt.Sprintf("  expires   %s\n", k.Expires.Local().Format(time.DateTime))
 	}
 	return text
-}
-
-func describeScope(k remote.APIKey) string {
-	switch {
-	case k.Env != "":
-		return fmt.Sprintf("%s, of env %s/%s", k.Scope, k.App, k.Env)
-	case k.App != "":
-		return fmt.Sprintf("%s, of app %s", k.Scope, k.App)
-	}
-	return string(k.Scope)
 }
 
 // next says what to do now.
@@ -244,7 +235,7 @@ func newAuthLogoutCmd(*globals) *cobra.Command {
 		Short: "Forget the API key for a server",
 		Long: `Forget the API key for a server: the default one, or the one that is named. The
 API key itself stays what it is until it is revoked: "ov apikey revoke ID".`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			known, err := login.Read()
 			if err != nil {
@@ -280,9 +271,10 @@ API key itself stays what it is until it is revoked: "ov apikey revoke ID".`,
 
 // loginJSON is what `ov auth status` tells.
 type loginJSON struct {
-	Server  string `json:"server"`
-	Account string `json:"account"`
-	remote.Identity
+	Server  string         `json:"server"`
+	Account string         `json:"account"`
+	APIKey  command.APIKey `json:"api_key"`
+	Version string         `json:"version"` // of the server
 }
 
 func newAuthStatusCmd(g *globals) *cobra.Command {
@@ -291,7 +283,7 @@ func newAuthStatusCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [--server URL]",
 		Short: "Say whose API key is used for a server, and what it may do",
-		Args:  args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			st, err := g.connect(server, machineKey)
 			if err != nil {
@@ -303,15 +295,15 @@ func newAuthStatusCmd(g *globals) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), loginJSON{st.URL(), hex.EncodeToString(who.Account[:]), who})
+				return command.PrintJSON(cmd.OutOrStdout(), loginJSON{st.URL(), hex.EncodeToString(who.Account[:]), shown(who.APIKey)[0], who.Version})
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "logged in to %s, version %s\n%s", st.URL(), who.Version, describeIdentity(who))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "logged in to %s, version %s\n%s", st.URL(), hint.Text(who.Version), describeIdentity(who))
 			return err
 		},
 	}
 	cmd.Flags().StringVar(&server, "server", "", "address of the server (default: that of the vault in use)")
 	cmd.Flags().StringVar(&machineKey, "machine-key", "", "the API key that goes with this machine key")
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/access"
 	"github.com/opaquevault/ov/pkg/apikey"
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/login"
@@ -46,13 +47,13 @@ written to FILE.login, mode 0600, with the server's address and CA: the two file
 are all that a service needs. "ov auth revoke-machine-key" revokes both.`,
 		Example: `  ov auth derive-machine-key --out /etc/ov/myapp.key
   ov auth derive-machine-key --out /etc/ov/myapp.key --app myapp --env production --label web-1`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if d.ref.Env != "" && d.ref.App == "" {
-				return usage(errors.New("--env needs --app"))
+				return command.Usage(errors.New("--env needs --app"))
 			}
 			if _, err := remote.ParseScope(d.scope); err != nil || d.scope == string(remote.ScopeAdmin) {
-				return usage(errors.New("--api-key-scope is read or write"))
+				return command.Usage(errors.New("--api-key-scope is read or write"))
 			}
 			return d.run(cmd)
 		},
@@ -107,7 +108,7 @@ func (d *deriveFlags) run(cmd *cobra.Command) error {
 	}
 	if err != nil { // then the register has no key that nobody has
 		if _, rerr := s.RevokeMachineKey(context.WithoutCancel(ctx), info.Fingerprint, &info.Number); rerr != nil {
-			fmt.Fprintf(cmd.ErrOrStderr(), "ov: warning: machine key %s stays in the register: %v\n", info.Fingerprint, rerr)
+			fmt.Fprintf(cmd.ErrOrStderr(), "ov: warning: machine key %s stays in the register: %s\n", info.Fingerprint, hint.Text(rerr.Error()))
 		}
 		return err
 	}
@@ -205,7 +206,7 @@ func newAuthMachineKeysCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "machine-keys",
 		Short: "List the machine keys that were made, what each opens and whether it still does",
-		Args:  args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := g.Open("")
 			if err != nil {
@@ -225,13 +226,13 @@ func newAuthMachineKeysCmd(g *globals) *cobra.Command {
 				list[i] = machineKeyJSON{k, apiKeys[k.Fingerprint]}
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), list)
+				return command.PrintJSON(cmd.OutOrStdout(), list)
 			}
 			head := "KEY\tOPENS\tSTATE"
 			if apiKeys != nil {
 				head += "\tAPI KEYS"
 			}
-			return table(cmd.OutOrStdout(), head, len(list), func(i int) []string {
+			return command.Table(cmd.OutOrStdout(), head, len(list), func(i int) []string {
 				state := "valid"
 				if !keys[i].Valid {
 					state = keys[i].Why
@@ -244,7 +245,7 @@ func newAuthMachineKeysCmd(g *globals) *cobra.Command {
 			})
 		},
 	}
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -291,10 +292,10 @@ The key's 32 bytes stay what they were: whoever has them, and a copy of the
 ciphertext, can decrypt it with a program of their own. That ends, for what is
 written from then on, with new keys: "ov auth rotate-key", or only for one app
 "ov auth rotate-key --app APP".`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			if !apikey.ValidID(strings.ToLower(argv[0])) { // which has the same form
-				return usage(hint.Errorf("see: ov auth machine-keys", "not the fingerprint of a machine key, which has 16 hexadecimal digits"))
+				return command.Usage(hint.Errorf("see: ov auth machine-keys", "not the fingerprint of a machine key, which has 16 hexadecimal digits"))
 			}
 			only := &number
 			if !cmd.Flags().Changed("number") {

@@ -4,6 +4,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/opaquevault/ov/pkg/command"
 )
 
 // shells are the shells that commands can be completed in.
@@ -21,7 +23,7 @@ func newCompletionCmd(*globals) *cobra.Command {
   ov completion zsh >"${fpath[1]}/_ov"
   ov completion fish >~/.config/fish/completions/ov.fish`,
 		ValidArgs: []string{"bash", "zsh", "fish"},
-		Args:      args(cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)),
+		Args:      command.Args(cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			// The file asks ov for the completions, so a tree with one noun will do.
 			return shells[argv[0]](cmd.Root(), cmd.OutOrStdout())

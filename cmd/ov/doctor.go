@@ -8,7 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/doctor"
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/version"
 )
 
@@ -37,7 +39,7 @@ Exit codes: 0 if nothing is wrong, 1 if anything is.`,
 		Example: `  sudo ov doctor
   sudo ov doctor --unit myapp
   ov doctor --app myapp --env production --machine-key /etc/ov/myapp.key --user deploy --json`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Vault, o.Version = g.Vault, version.String()
 			found, err := doctor.Run(cmd.Context(), doctor.ThisMachine(g.Socket), o)
@@ -45,12 +47,12 @@ Exit codes: 0 if nothing is wrong, 1 if anything is.`,
 				return err
 			}
 			if asJSON {
-				err = printJSON(cmd.OutOrStdout(), found)
+				err = command.PrintJSON(cmd.OutOrStdout(), found)
 			} else {
 				printFindings(cmd.OutOrStdout(), found)
 			}
 			if err == nil && doctor.Failed(found) {
-				err = &exitError{errors.New(""), exitFailure}
+				err = command.Exit(errors.New(""), command.ExitFailure)
 			}
 			return err
 		},
@@ -61,7 +63,7 @@ Exit codes: 0 if nothing is wrong, 1 if anything is.`,
 	f.StringVar(&o.Env, "env", "", "env that the service should use")
 	f.StringVar(&o.MachineKey, "machine-key", "", "machine key that the service should use")
 	f.StringVar(&o.User, "user", "", "account that the service should run as")
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -69,7 +71,7 @@ Exit codes: 0 if nothing is wrong, 1 if anything is.`,
 // mends it.
 func printFindings(w io.Writer, list []doctor.Finding) {
 	color := func(_, text string) string { return text }
-	if isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" {
+	if command.IsTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" {
 		color = func(code, text string) string { return "\x1b[" + code + "m" + text + "\x1b[0m" }
 	}
 	for _, f := range list {
@@ -81,9 +83,9 @@ func printFindings(w io.Writer, list []doctor.Finding) {
 			mark, text = color("33", "note"), f.Problem
 		case doctor.OK:
 		}
-		fmt.Fprintf(w, "%s %s: %s\n", mark, f.Subject, text)
+		fmt.Fprintf(w, "%s %s: %s\n", mark, hint.Text(f.Subject), hint.Text(text))
 		if f.Fix != "" {
-			fmt.Fprintf(w, "     fix: %s\n", f.Fix)
+			fmt.Fprintf(w, "     fix: %s\n", hint.Text(f.Fix))
 		}
 	}
 }

@@ -6,13 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/vault"
 )
 
 func newEnvCmd(g *globals) *cobra.Command {
-	return group("env", "Create, list, choose and delete envs of an app",
+	return command.Group("env", "Create, list, choose and delete envs of an app",
 		newEnvCreateCmd(g), newEnvListCmd(g), newEnvUseCmd(g), newEnvDeleteCmd(g))
 }
 
@@ -33,7 +34,7 @@ func newEnvCreateCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create ENV",
 		Short: "Create an env in an app",
-		Args:  args(cobra.ExactArgs(1)),
+		Args:  command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			ref, err := t.within(argv[0])
 			if err != nil {
@@ -63,7 +64,7 @@ func newEnvListCmd(g *globals) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the envs of an app",
-		Args:    args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ref, err := t.ref()
 			if err != nil {
@@ -74,13 +75,13 @@ func newEnvListCmd(g *globals) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), envs)
+				return command.PrintJSON(cmd.OutOrStdout(), envs)
 			}
-			return table(cmd.OutOrStdout(), "ENV", len(envs), func(i int) []string { return envs[i : i+1] })
+			return command.Table(cmd.OutOrStdout(), "ENV", len(envs), func(i int) []string { return envs[i : i+1] })
 		},
 	}
 	appFlag(cmd, &t)
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -89,7 +90,7 @@ func newEnvUseCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "use ENV",
 		Short: "Make an env the one that commands are about where nothing else says so",
-		Args:  args(cobra.ExactArgs(1)),
+		Args:  command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			ref, err := t.within(argv[0])
 			if err != nil {
@@ -121,7 +122,7 @@ func newEnvDeleteCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete ENV --confirm",
 		Short: "Delete an env with all its secrets and versions",
-		Args:  args(cobra.ExactArgs(1)),
+		Args:  command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			ref, err := t.within(argv[0])
 			if err != nil {

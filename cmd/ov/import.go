@@ -9,6 +9,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/dotenv"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/vault"
@@ -30,7 +31,7 @@ to do about the latter. A value that is already there makes no new version. The
 app and the env are made if they are missing. docs/DOTENV.md describes the
 dialect.`,
 		Example: `  ov secret import /opt/myapp/.env.production --app myapp --env production`,
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    command.Args(cobra.ExactArgs(1)),
 	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		opt := vault.PutOptions{Existing: vault.RefuseExisting, DryRun: dryRun, Create: true, Note: "import"}
 		switch {
@@ -46,7 +47,7 @@ dialect.`,
 	f.BoolVar(&overwrite, "overwrite", false, "make new versions of secrets that are there with another value")
 	f.BoolVar(&skip, "skip-existing", false, "leave secrets alone that are there with another value")
 	cmd.MarkFlagsMutuallyExclusive("overwrite", "skip-existing")
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -78,7 +79,7 @@ func importFile(cmd *cobra.Command, s vault.Unlocked, ref vault.Ref, file string
 	for i, p := range pairs {
 		puts[i] = vault.Put{Name: p.Name, Value: p.Value}
 	}
-	if len(puts) >= manySecrets && isTerminal(cmd.ErrOrStderr()) {
+	if len(puts) >= manySecrets && command.IsTerminal(cmd.ErrOrStderr()) {
 		bar := progressbar.NewOptions(len(puts), progressbar.OptionSetWriter(cmd.ErrOrStderr()),
 			progressbar.OptionSetDescription("encrypting"), progressbar.OptionShowCount(), progressbar.OptionClearOnFinish())
 		_ = bar.RenderBlank()
@@ -97,7 +98,7 @@ func importFile(cmd *cobra.Command, s vault.Unlocked, ref vault.Ref, file string
 		sum.Secrets = append(sum.Secrets, putJSON(ref, r))
 	}
 	if asJSON {
-		return printJSON(cmd.OutOrStdout(), sum)
+		return command.PrintJSON(cmd.OutOrStdout(), sum)
 	}
 	return printImport(cmd, ref, file, sum)
 }

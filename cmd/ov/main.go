@@ -12,6 +12,7 @@ import (
 	"context"
 	"os"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 )
 
@@ -23,5 +24,5 @@ func main() {
 		return
 	}
 	hint.Print(os.Stderr, "ov", err)
-	os.Exit(exitCode(err))
+	os.Exit(command.ExitCode(err))
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/mcp/options"
@@ -11,7 +12,7 @@ import (
 
 // newMCPCmd is "ov mcp".
 func newMCPCmd(g *globals) *cobra.Command {
-	return group("mcp", "Let AI coding agents use secrets that they must not read",
+	return command.Group("mcp", "Let AI coding agents use secrets that they must not read",
 		newMCPServeCmd(g), newMCPInstallCmd(g), newMCPUninstallCmd(g))
 }
 
@@ -53,7 +54,7 @@ The programs run as you, and so does the model's client: see "What it does not
 protect against" in docs/SECURITY.md.`,
 		Example: `  ov mcp serve --app myapp --env staging
   ov mcp serve --machine-key /etc/ov/myapp.key --approve ask`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkApprove(approve); err != nil {
 				return err
@@ -78,5 +79,5 @@ func checkApprove(value string) error {
 	if value == "" || config.Approve(value).Valid() {
 		return nil
 	}
-	return usage(hint.Errorf("pass auto, ask or never", "--approve does not have the value %.20q", value))
+	return command.Usage(hint.Errorf("pass auto, ask or never", "--approve does not have the value %.20q", value))
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/mcpclient"
@@ -29,7 +30,7 @@ func (c *clientFlags) add(cmd *cobra.Command) {
 	f.StringVar(&c.scope, "scope", string(mcpclient.User), "user: your own file, for all projects; project: the one that is kept with the code")
 	f.StringVar(&c.name, "name", mcpclient.DefaultName, "what the server is called in the client")
 	f.BoolVar(&c.dryRun, "dry-run", false, "say what would be done, and write nothing")
-	jsonFlag(cmd, &c.json)
+	command.JSONFlag(cmd, &c.json)
 	_ = cmd.MarkFlagRequired("client") // fails only for a flag that is not there
 	for flag, values := range map[string][]string{"client": mcpclient.Names(), "scope": {string(mcpclient.User), string(mcpclient.Project)}} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
@@ -42,7 +43,7 @@ func (c *clientFlags) options() (mcpclient.Options, error) {
 	if err == nil {
 		err = o.Check()
 	}
-	return o, usage(err)
+	return o, command.Usage(err)
 }
 
 // newMCPInstallCmd is "ov mcp install".
@@ -74,7 +75,7 @@ With --dry-run the entry is printed, but not the file, which may hold tokens of
 other servers.`,
 		Example: `  ov mcp install --client claude-code
   ov mcp install --client vscode --scope project --app myapp --env staging`,
-		Args: args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := c.options()
 			if err != nil {
@@ -85,12 +86,12 @@ other servers.`,
 			}
 			if a := config.Approve(approve); o.Scope == mcpclient.Project && a != "" && a != config.ApproveAsk {
 				// As .ov.yaml: a checkout must not turn off the questions about itself.
-				return usage(hint.Errorf("let each say it in config.toml, under [mcp], or in their own file: --scope user",
+				return command.Usage(hint.Errorf("let each say it in config.toml, under [mcp], or in their own file: --scope user",
 					"--approve %s is not for a project's file to say", approve))
 			}
 			for _, f := range []struct{ flag, value string }{{"--app", t.app}, {"--env", t.env}} {
 				if f.value != "" && !names.ValidSlug(f.value) {
-					return usage(fmt.Errorf("%s %.40q is not a valid name: lower-case letters, digits and inner dashes, at most %d", f.flag, f.value, names.MaxSlug))
+					return command.Usage(fmt.Errorf("%s %.40q is not a valid name: lower-case letters, digits and inner dashes, at most %d", f.flag, f.value, names.MaxSlug))
 				}
 			}
 			entry := mcpclient.Entry{Args: []string{"mcp", "serve"}}
@@ -110,7 +111,7 @@ other servers.`,
 				}
 				if f.path && !filepath.IsAbs(f.value) {
 					if o.Scope == mcpclient.Project {
-						return usage(hint.Errorf("give a path that holds for all who work on it",
+						return command.Usage(hint.Errorf("give a path that holds for all who work on it",
 							"%s is not an absolute path, and the file is a project's", f.flag))
 					}
 					if f.value, err = filepath.Abs(f.value); err != nil {
@@ -149,7 +150,7 @@ func newMCPUninstallCmd(*globals) *cobra.Command {
 Only an entry that runs "ov mcp serve" is removed. All else in the file stays as
 it is; a file in which nothing else is left is removed.`,
 		Example: `  ov mcp uninstall --client claude-code`,
-		Args:    args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := c.options()
 			if err != nil {
@@ -223,7 +224,7 @@ func (c *clientFlags) report(cmd *cobra.Command, client *mcpclient.Client, r mcp
 		}
 	}
 	if c.json {
-		return printJSON(cmd.OutOrStdout(), r)
+		return command.PrintJSON(cmd.OutOrStdout(), r)
 	}
 	if r.DryRun && r.Entry != nil {
 		text, err := mcpclient.Alone(client, r.Name, *r.Entry)

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opaquevault/ov/pkg/access"
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
@@ -37,7 +38,7 @@ func (g *globals) prepare(cmd *cobra.Command) {
 	case timeout.Changed && g.Wait == 0:
 		g.Wait = -1 // once
 	case timeout.Changed:
-	case isTerminal(os.Stderr):
+	case command.IsTerminal(os.Stderr):
 		g.Wait = waitForPerson
 	default:
 		g.Wait = waitForService
@@ -45,7 +46,7 @@ func (g *globals) prepare(cmd *cobra.Command) {
 	if stale := cmd.Flags().Lookup(maxStale); stale != nil && g.MaxStale == 0 {
 		g.MaxStale = -1 // never
 	}
-	g.Tell = func(text string) { fmt.Fprintf(os.Stderr, "ov: warning: %s\n", text) }
+	g.Tell = func(text string) { fmt.Fprintf(os.Stderr, "ov: warning: %s\n", hint.Text(text)) }
 }
 
 const (

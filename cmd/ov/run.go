@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
@@ -51,13 +52,14 @@ signal that ended the program.`,
   ov run --app myapp --env production --secrets DATABASE_URL,STRIPE_SECRET_KEY -- ./server
   ov run --app myapp --env production --machine-key /etc/ov/myapp.key -- ./server
   ov run --mask --app myapp --env ci -- make test`,
-		Args: args(cobra.MinimumNArgs(1)),
+		Args:        command.Args(cobra.MinimumNArgs(1)),
+		Annotations: command.UsageExit(launch.ExitOwn), // the others are its program's
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			err := run(cmd, u, t, only, cmd.Flags().Changed("secrets"), opts, masked, argv)
 			if err == nil {
 				return nil
 			}
-			return &exitError{err, launch.ExitCode(err)}
+			return command.Exit(err, launch.ExitCode(err))
 		},
 	}
 	u.add(cmd)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/opaquevault/ov/pkg/command"
 )
 
 // TestRunBecomesTheProgram: what was started as ov is the program, by pid, and
@@ -107,7 +109,7 @@ func TestAgentShowsNoSecret(t *testing.T) {
 	t.Cleanup(func() { h.must("", "ov", "agent", "stop") })
 	h.must(mark+"-value", "ov", "secret", "set", "TOKEN")
 	h.must("", "ov", "run", "--", "true")
-	h.fails(exitFailure, nil, "ov", "secret", "get", "NOPE", "--reveal")
+	h.fails(command.ExitFailure, nil, "ov", "secret", "get", "NOPE", "--reveal")
 	status := h.must("", "ov", "agent", "status")
 	_, rest, _ := strings.Cut(status, "pid:")
 	var pid int

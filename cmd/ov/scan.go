@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/scan/options"
 	"github.com/opaquevault/ov/pkg/sibling"
 )
@@ -41,7 +42,7 @@ Exit codes: 0 no secrets, 1 failure, also when something could not be scanned,
   ov scan --install-hook
   ov scan --write-baseline .ov-baseline.json
   ov scan --baseline .ov-baseline.json --sarif src > ov.sarif`,
-		Args: args(cobra.ArbitraryArgs),
+		Args: command.Args(cobra.ArbitraryArgs),
 		RunE: func(_ *cobra.Command, paths []string) error {
 			o.Paths = paths
 			switch {
@@ -63,7 +64,7 @@ Exit codes: 0 no secrets, 1 failure, also when something could not be scanned,
 	f.BoolVar(&o.History, "history", false, "scan the git history, all refs")
 	f.BoolVar(&o.Staged, "staged", false, "scan what is staged for the next commit")
 	f.BoolVar(&o.Tracked, "tracked", false, "leave out files that git ignores")
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	f.BoolVar(&asSARIF, "sarif", false, "print SARIF 2.1.0, for code scanning")
 	f.StringVar(&o.Baseline, "baseline", "", "leave out the findings in this file")
 	f.StringVar(&o.WriteBaseline, "write-baseline", "", "write the findings to this file, and print none")

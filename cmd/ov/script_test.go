@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/opaquevault/ov/pkg/command"
 )
 
 // mark is in every secret value and master password of the scripts. It must not
@@ -59,7 +61,7 @@ func TestScripts(t *testing.T) {
 			"ov": func(ts *testscript.TestScript, neg bool, argv []string) {
 				code := 0
 				if neg {
-					code = exitFailure
+					code = command.ExitFailure
 				}
 				run1(ts, code, append([]string{"ov"}, argv...))
 			},

@@ -5,14 +5,12 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 	"github.com/opaquevault/ov/pkg/prompt"
@@ -20,7 +18,7 @@ import (
 )
 
 func newSecretCmd(g *globals) *cobra.Command {
-	return group("secret", "Set, get, list, import and roll back secrets",
+	return command.Group("secret", "Set, get, list, import and roll back secrets",
 		newSecretSetCmd(g), newSecretGetCmd(g), newSecretListCmd(g), newSecretDeleteCmd(g),
 		newSecretHistoryCmd(g), newSecretRollbackCmd(g), newSecretImportCmd(g))
 }
@@ -64,10 +62,10 @@ value again makes no new version.`,
   ov secret set TLS_KEY --from-file key.pem`,
 		Args: func(cmd *cobra.Command, list []string) error {
 			if len(list) == 2 {
-				return misuse(cmd, hint.Errorf("leave it out: ov asks for it, or reads standard input or --from-file",
+				return command.Misuse(cmd, hint.Errorf("leave it out: ov asks for it, or reads standard input or --from-file",
 					"a secret's value is never taken from the command line"))
 			}
-			return args(cobra.ExactArgs(1))(cmd, list)
+			return command.Args(cobra.ExactArgs(1))(cmd, list)
 		},
 	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		value, err := readValue(cmd.InOrStdin(), argv[0], file)
@@ -87,14 +85,14 @@ value again makes no new version.`,
 	})
 	cmd.Flags().StringVar(&file, "from-file", "", "read the value from this file")
 	cmd.Flags().Uint32Var(&replaces, "replaces", 0, "fail unless this is the newest version now, 0 for none")
-	jsonFlag(cmd, new(bool))
+	command.JSONFlag(cmd, new(bool))
 	return cmd
 }
 
 // reportPut says what became of one secret.
 func reportPut(cmd *cobra.Command, ref vault.Ref, res vault.PutResult) error {
 	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-		return printJSON(cmd.OutOrStdout(), putJSON(ref, res))
+		return command.PrintJSON(cmd.OutOrStdout(), putJSON(ref, res))
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s %s in %s (version %d)\n", res.Outcome, res.Name, ref, res.Version)
 	return nil
@@ -128,7 +126,7 @@ func readValue(stdin io.Reader, name, file string) (*kek.Locked, error) {
 		}
 		return value, nil
 	}
-	if isTerminal(stdin) {
+	if command.IsTerminal(stdin) {
 		return prompt.Secret("Value of " + name + ": ")
 	}
 	value, err := prompt.All(stdin, vault.MaxValue)
@@ -137,11 +135,6 @@ func readValue(stdin io.Reader, name, file string) (*kek.Locked, error) {
 	}
 	prompt.DropNewline(value)
 	return value, nil
-}
-
-func isTerminal(f any) bool {
-	file, ok := f.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd()))
 }
 
 func newSecretGetCmd(g *globals) *cobra.Command {
@@ -153,16 +146,16 @@ func newSecretGetCmd(g *globals) *cobra.Command {
 		Long: `Print a secret's value, to a terminal; with --reveal also to a pipe or file,
 where exactly the value's bytes are written, without a newline. With --json the
 value is in "value", or in "value_base64" if it is not UTF-8 text.`,
-		Args: args(cobra.ExactArgs(1)),
+		Args: command.Args(cobra.ExactArgs(1)),
 	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		out := cmd.OutOrStdout()
-		terminal := isTerminal(out)
+		terminal := command.IsTerminal(out)
 		if !terminal && !reveal {
 			return hint.Errorf("if that is what you want: --reveal", "standard output is not a terminal: the value of %s was not printed", argv[0])
 		}
 		return s.Reveal(cmd.Context(), ref, vault.Select{Names: argv, Version: version}, func(found []vault.Secret) error {
 			if asJSON {
-				return printJSON(out, revealedJSON(ref, found[0]))
+				return command.PrintJSON(out, revealedJSON(ref, found[0]))
 			}
 			if _, err := out.Write(found[0].Value); err != nil || !terminal {
 				return err
@@ -173,7 +166,7 @@ value is in "value", or in "value_base64" if it is not UTF-8 text.`,
 	})
 	cmd.Flags().BoolVar(&reveal, "reveal", false, "print the value even where it is not a terminal")
 	cmd.Flags().Uint32Var(&version, "version", 0, "an older version (default: the newest)")
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -205,7 +198,7 @@ func newSecretListCmd(g *globals) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the secrets of an env, without their values",
-		Args:    args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 	}, func(cmd *cobra.Command, _ []string, s vault.Unlocked, ref vault.Ref) error {
 		list, err := s.List(cmd.Context(), ref)
 		if err != nil {
@@ -213,7 +206,7 @@ func newSecretListCmd(g *globals) *cobra.Command {
 		}
 		return printVersions(cmd, list, asJSON)
 	})
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -222,25 +215,12 @@ func printVersions(cmd *cobra.Command, list []vault.Version, asJSON bool) error 
 		if list == nil {
 			list = []vault.Version{}
 		}
-		return printJSON(cmd.OutOrStdout(), list)
+		return command.PrintJSON(cmd.OutOrStdout(), list)
 	}
-	return table(cmd.OutOrStdout(), "NAME\tVERSION\tCREATED\tBY", len(list), func(i int) []string {
+	return command.Table(cmd.OutOrStdout(), "NAME\tVERSION\tCREATED\tBY", len(list), func(i int) []string {
 		v := list[i]
 		return []string{v.Name, strconv.Itoa(int(v.Version)), v.Created.Local().Format(time.DateTime), v.Note}
 	})
-}
-
-// table prints a header and n rows in columns; the header only to a terminal, so
-// that a count of the lines is a count of the rows.
-func table(w io.Writer, header string, n int, row func(i int) []string) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if isTerminal(w) {
-		fmt.Fprintln(tw, header)
-	}
-	for i := range n {
-		fmt.Fprintln(tw, strings.Join(row(i), "\t"))
-	}
-	return tw.Flush()
 }
 
 func newSecretDeleteCmd(g *globals) *cobra.Command {
@@ -248,7 +228,7 @@ func newSecretDeleteCmd(g *globals) *cobra.Command {
 		Use:     "delete NAME...",
 		Aliases: []string{"rm"},
 		Short:   "Delete secrets with all their versions",
-		Args:    args(cobra.MinimumNArgs(1)),
+		Args:    command.Args(cobra.MinimumNArgs(1)),
 	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		if err := s.Delete(cmd.Context(), ref, argv); err != nil {
 			return err
@@ -265,7 +245,7 @@ func newSecretHistoryCmd(g *globals) *cobra.Command {
 	cmd := secretCmd(g, &cobra.Command{
 		Use:   "history NAME",
 		Short: "List the versions of a secret that are kept, newest first",
-		Args:  args(cobra.ExactArgs(1)),
+		Args:  command.Args(cobra.ExactArgs(1)),
 	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		list, err := s.History(cmd.Context(), ref, argv[0])
 		if err != nil {
@@ -273,7 +253,7 @@ func newSecretHistoryCmd(g *globals) *cobra.Command {
 		}
 		return printVersions(cmd, list, asJSON)
 	})
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -281,11 +261,11 @@ func newSecretRollbackCmd(g *globals) *cobra.Command {
 	cmd := secretCmd(g, &cobra.Command{
 		Use:   "rollback NAME VERSION",
 		Short: "Make an older version's value the newest version",
-		Args:  args(cobra.ExactArgs(2)),
+		Args:  command.Args(cobra.ExactArgs(2)),
 	}, func(cmd *cobra.Command, argv []string, s vault.Unlocked, ref vault.Ref) error {
 		n, err := strconv.ParseUint(argv[1], 10, 32)
 		if err != nil || n == 0 {
-			return usage(hint.Errorf("see what is kept: ov secret history "+argv[0], "VERSION is not a number from 1"))
+			return command.Usage(hint.Errorf("see what is kept: ov secret history "+argv[0], "VERSION is not a number from 1"))
 		}
 		res, err := s.Rollback(cmd.Context(), ref, argv[0], uint32(n))
 		if err != nil {
@@ -293,6 +273,6 @@ func newSecretRollbackCmd(g *globals) *cobra.Command {
 		}
 		return reportPut(cmd, ref, res)
 	})
-	jsonFlag(cmd, new(bool))
+	command.JSONFlag(cmd, new(bool))
 	return cmd
 }

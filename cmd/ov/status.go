@@ -8,7 +8,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/store"
 	"github.com/opaquevault/ov/pkg/stores"
 	"github.com/opaquevault/ov/pkg/vault"
@@ -34,7 +37,7 @@ func newStatusCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Say which app, env, vault and agent commands here are about, and why",
-		Args:  args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s status
 			var err error
@@ -48,14 +51,14 @@ func newStatusCmd(g *globals) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), s)
+				return command.PrintJSON(cmd.OutOrStdout(), s)
 			}
 			s.print(cmd.OutOrStdout())
 			return nil
 		},
 	}
 	t.add(cmd)
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -85,19 +88,19 @@ func (s status) print(w io.Writer) {
 	line := func(what string, c config.Choice) {
 		from := string(c.Source)
 		if c.File != "" {
-			from = c.File
+			from = safefile.Quote(c.File)
 		}
-		fmt.Fprintf(w, "%-9s %s (%s)\n", what+":", c.Value, from)
+		fmt.Fprintf(w, "%-9s %s (%s)\n", what+":", hint.Text(c.Value), from)
 	}
 	line("app", s.Context.App)
 	line("env", s.Context.Env)
 	if s.Context.SecretsFile != "" {
-		fmt.Fprintf(w, "secrets:  %d named in %s\n", len(s.Context.Secrets), s.Context.SecretsFile)
+		fmt.Fprintf(w, "secrets:  %d named in %s\n", len(s.Context.Secrets), safefile.Quote(s.Context.SecretsFile))
 	}
 	line("vault", s.Vault.Choice)
 	switch {
 	case s.Vault.Problem != "":
-		fmt.Fprintf(w, "          %s\n", s.Vault.Problem)
+		fmt.Fprintf(w, "          %s\n", hint.Text(s.Vault.Problem))
 	case !s.Vault.Exists:
 		fmt.Fprintln(w, "          there is none: make one with ov auth init")
 	}

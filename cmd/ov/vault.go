@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opaquevault/ov/pkg/access"
+	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/prompt"
@@ -25,7 +26,7 @@ import (
 )
 
 func newVaultCmd(g *globals) *cobra.Command {
-	return group("vault", "Move a vault to or from a server, back it up and restore it",
+	return command.Group("vault", "Move a vault to or from a server, back it up and restore it",
 		newVaultPushCmd(g), newVaultPullCmd(g), newVaultBackupCmd(g), newVaultRestoreCmd(g))
 }
 
@@ -52,7 +53,7 @@ func newVaultPushCmd(g *globals) *cobra.Command {
 Without --from, the vault is the one in use, or, if that is the destination, the
 file of this account.`,
 		Example: `  ov vault push --to https://vault.example.com:8443`,
-		Args:    args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE:    m.run,
 	}
 	m.add(cmd)
@@ -70,7 +71,7 @@ func newVaultPullCmd(g *globals) *cobra.Command {
 Without --to, the destination is the vault in use, or, if that is the source, the
 file of this account.`,
 		Example: `  ov vault pull --from https://vault.example.com:8443 --to copy.db`,
-		Args:    args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE:    m.run,
 	}
 	m.add(cmd)
@@ -90,7 +91,7 @@ func (m *moveFlags) add(cmd *cobra.Command) {
 	f.StringVar(&m.from, "from", "", "source: vault file, or https:// address of an ov-server")
 	f.StringVar(&m.to, "to", "", "destination: the same")
 	f.BoolVar(&m.force, "force", false, "replace a vault of the same account, whatever would be lost")
-	jsonFlag(cmd, &m.asJSON)
+	command.JSONFlag(cmd, &m.asJSON)
 }
 
 func (m *moveFlags) run(cmd *cobra.Command, _ []string) error {
@@ -159,7 +160,7 @@ func (g *globals) move(cmd *cobra.Command, from, to string, o transfer.Options) 
 		return transfer.Result{}, err
 	}
 	defer done()
-	if w := cmd.ErrOrStderr(); isTerminal(w) {
+	if w := cmd.ErrOrStderr(); command.IsTerminal(w) {
 		bar := &moveBar{to: w}
 		defer bar.end()
 		o.Progress = bar.progress
@@ -203,7 +204,7 @@ type moved struct {
 
 func report(cmd *cobra.Command, asJSON bool, m moved) error {
 	if asJSON {
-		return printJSON(cmd.OutOrStdout(), m)
+		return command.PrintJSON(cmd.OutOrStdout(), m)
 	}
 	what := fmt.Sprintf("wrote %d", m.Written)
 	if m.Deleted > 0 {
@@ -226,7 +227,7 @@ func newVaultBackupCmd(g *globals) *cobra.Command {
 vault file, mode 0600, that "--vault FILE" opens with the master password and the
 machine keys of that moment. A file that is there is not overwritten.`,
 		Example: `  ov vault backup vault-monday.db`,
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			file, err := filepath.Abs(argv[0])
 			if err != nil {
@@ -250,7 +251,7 @@ machine keys of that moment. A file that is there is not overwritten.`,
 			return report(cmd, asJSON, moved{from, file, res})
 		},
 	}
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -266,7 +267,7 @@ A file that is replaced is kept beside the new one. On a server, only a vault of
 the same account is replaced. Whoever has seen a newer state of it there is warned
 of a rollback from then on, and has to say --accept-rollback once.`,
 		Example: `  ov vault restore vault-monday.db`,
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    command.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			file, err := filepath.Abs(argv[0])
 			if err != nil {
@@ -297,7 +298,7 @@ of a rollback from then on, and has to say --accept-rollback once.`,
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	jsonFlag(cmd, &asJSON)
+	command.JSONFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -209,6 +209,7 @@ var layers = []struct {
 	{2, "pkg/detect"},
 	{2, "pkg/mcpclient"},
 	{2, "pkg/login"},
+	{2, "pkg/command"},
 	{3, "pkg/vault"},
 	{3, "pkg/launch"},
 	{3, "pkg/scan"},

@@ -99,7 +99,7 @@ func newLoad(t *testing.T, s *ovServer, ca string, fronts ...*front) *load {
 	}
 	s.admin(nil, "account", "create", "team", "--json")
 	var key struct {
-		Token string `json:"api_key"`
+		Token string `json:"token"`
 	}
 	s.admin(&key, "apikey", "create", "--account", "team", "--name", "all", "--scope", "admin", "--json")
 	l.token = []byte(key.Token)
