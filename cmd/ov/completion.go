@@ -19,6 +19,11 @@ func newCompletionCmd(*globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "completion bash|zsh|fish",
 		Short: "Print the file that makes a shell complete ov's commands",
+		Long: `Print the file that makes a shell complete ov's commands and flags, and the names
+that the running agent knows: of apps and envs and, while it is unlocked, of
+secrets. It is asked at every Tab, as by "ov secret list"; nobody is asked for a
+password, and no value is read. The file for bash needs the package
+bash-completion.`,
 		Example: `  ov completion bash >/etc/bash_completion.d/ov
   ov completion zsh >"${fpath[1]}/_ov"
   ov completion fish >~/.config/fish/completions/ov.fish`,

@@ -69,5 +69,8 @@ code, or 125 when ov itself failed, 126 when the program cannot be executed,
 			root.AddCommand(noun.command(g))
 		}
 	}
+	if only == "" {
+		completeNames(root, g)
+	}
 	return root
 }
