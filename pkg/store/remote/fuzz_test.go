@@ -100,7 +100,7 @@ func FuzzReplies(f *testing.F) {
 			}
 			var got [][]store.Record
 			if how%4 == 1 {
-				got, err = sn.scan(c, req)
+				got, err = sn.scan(c, req, nil)
 			} else {
 				r, derr := s.rpc.Read(c, req)
 				if err = derr; err == nil {

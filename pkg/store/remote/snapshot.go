@@ -127,7 +127,7 @@ func (sn *snapshot) read(ranges []store.Range, req *vaultv1.ReadRequest, streame
 			streamed = true
 		}
 		sn.size = before
-		got, err = sn.scan(c, req)
+		got, err = sn.scan(c, req, nil)
 		return err
 	})
 	return got, err
@@ -161,36 +161,42 @@ func (sn *snapshot) add(to []store.Record, list []*vaultv1.Record) ([]store.Reco
 }
 
 // scan reads the records of a stream. It takes no message that brings nothing,
-// or the stream might never end.
-func (sn *snapshot) scan(c *call, req *vaultv1.ReadRequest) ([][]store.Record, error) {
+// or the stream might never end. came, if not nil, is called for each message,
+// with the range's number, its records so far, and how many were there before.
+// What has come is returned with an error too.
+func (sn *snapshot) scan(c *call, req *vaultv1.ReadRequest, came func(i int, list []store.Record, n int) error) ([][]store.Record, error) {
 	c.slow(7 * sn.stall) // it reads all before it sends anything
+	got := make([][]store.Record, len(req.Ranges))
 	stream, err := sn.rpc.Scan(c, req)
 	if err != nil {
-		return nil, err
+		return got, err
 	}
-	got := make([][]store.Record, len(req.Ranges))
 	at := 0
 	for ended := false; ; {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			if !ended {
-				return nil, sn.malformed("a scan without its end")
+				return got, sn.malformed("a scan without its end")
 			}
 			return got, nil
 		}
 		if err != nil {
-			return nil, err
+			return got, err
 		}
 		i := int(m.Range)
 		if ended || !m.End && len(m.Records) == 0 || len(m.Records) > 0 && (i < at || i >= len(got)) {
-			return nil, sn.malformed("a scan out of order")
+			return got, sn.malformed("a scan out of order")
 		}
 		ended = m.End
 		before := sn.size
 		if len(m.Records) > 0 {
 			at = i
-			if got[i], err = sn.add(got[i], m.Records); err != nil {
-				return nil, err
+			n := len(got[i])
+			if got[i], err = sn.add(got[i], m.Records); err == nil && came != nil {
+				err = came(i, got[i], n)
+			}
+			if err != nil {
+				return got, err
 			}
 		}
 		c.received(sn.size - before)
