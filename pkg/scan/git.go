@@ -466,9 +466,12 @@ func (s *scan) changes(ctx context.Context, r *repo, source func(func(change) bo
 						}
 						var o []byte
 						if o, err = b.read(id); errors.Is(err, errLarge) {
-							err = nil // what it had is not known: all is new
+							err = nil
 						}
-						old = append(old, o)
+						if isBinary(o) {
+							o = nil
+						}
+						old = append(old, o) // without what was not looked at: all of that is new
 					}
 					if err == nil || errors.Is(err, errBinary) || errors.Is(err, errLarge) || errors.Is(err, errMissing) {
 						mu.Lock()

@@ -111,6 +111,18 @@ func TestOnlyAddedLines(t *testing.T) {
 	lines(t, options.Scan{Staged: true}, "f:3:8: "+stripeShown)
 }
 
+// What was binary was not looked at, so all of it is new once it is text.
+func TestBinaryBecomesText(t *testing.T) {
+	repository(t)
+	files(t, map[string]string{"f": "\x00\n" + githubToken + "\n"})
+	commit(t, "binary")
+	files(t, map[string]string{"f": "x\n" + githubToken + "\n"})
+	git(t, "add", "f")
+	lines(t, options.Scan{Staged: true}, "f:2:1: "+patShown)
+	id := commit(t, "text")
+	lines(t, options.Scan{History: true}, in("f", 2, 1, id, patShown))
+}
+
 func TestStaged(t *testing.T) {
 	repository(t)
 	lines(t, options.Scan{Staged: true}) // nothing at all
@@ -333,6 +345,14 @@ func TestHook(t *testing.T) {
 		t.Errorf("%s %v", first, err)
 	}
 	hook(options.Install, "is there already")
+	// One that git does not run is none.
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hook(options.Install, "renewed")
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("%v %v", info, err)
+	}
 	// An older one of ours is renewed.
 	if err := os.WriteFile(path, append(first, "# old\n"...), 0o600); err != nil {
 		t.Fatal(err)
@@ -357,8 +377,18 @@ func TestHook(t *testing.T) {
 	if text, err := os.ReadFile(path); string(text) != other {
 		t.Errorf("%q %v", text, err)
 	}
+	files(t, map[string]string{path: other + "# TODO: ov scan --staged\n"})
+	if _, _, err := run(t, options.Scan{Hook: options.Install}); err == nil || !strings.Contains(err.Error(), "another hook") {
+		t.Errorf("a comment: %v", err)
+	}
 	files(t, map[string]string{path: other + "ov scan --staged || exit 1\n"})
 	hook(options.Install, "runs ov scan --staged already")
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := run(t, options.Scan{Hook: options.Install}); err == nil || !strings.Contains(err.Error(), "not executable") {
+		t.Errorf("another's that git does not run: %v", err)
+	}
 	if os.Remove(path) != nil || os.Symlink("/nonexistent/hook", path) != nil {
 		t.Fatal("link")
 	}

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/scan/options"
@@ -71,36 +73,57 @@ func runHook(ctx context.Context, o options.Scan, ov string, stdout io.Writer) e
 	return nil
 }
 
-// readHook reads the hook at path. none: there is none; ours: it was written here.
-func readHook(path string) (text []byte, none, ours bool, err error) {
+// hook is what is at a hook's path.
+type hook struct {
+	text []byte
+	none bool // there is nothing
+	ours bool // it was written here
+	runs bool // git runs it: it may be executed
+}
+
+func readHook(path string) (h hook, err error) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, true, false, nil
+		return hook{none: true}, nil
 	}
 	if err != nil {
-		return nil, false, false, fmt.Errorf("cannot look at the hook %s: %w", safefile.Quote(path), cause(err))
+		return h, fmt.Errorf("cannot look at the hook %s: %w", safefile.Quote(path), cause(err))
 	}
 	if !info.Mode().IsRegular() || info.Size() > 1<<20 {
-		return nil, false, false, nil
+		return h, nil
 	}
-	text, err = os.ReadFile(path)
-	if err != nil {
-		return nil, false, false, fmt.Errorf("cannot read the hook %s: %w", safefile.Quote(path), cause(err))
+	h.runs = unix.Access(path, unix.X_OK) == nil // as git's find_hook
+	if h.text, err = os.ReadFile(path); err != nil {
+		return h, fmt.Errorf("cannot read the hook %s: %w", safefile.Quote(path), cause(err))
 	}
-	return text, false, bytes.HasPrefix(text, []byte("#!/bin/sh\n"+hookLine+"\n")), nil
+	h.ours = bytes.HasPrefix(h.text, []byte("#!/bin/sh\n"+hookLine+"\n"))
+	return h, nil
+}
+
+// scans reports whether a line of the hook, and no comment, scans what is staged.
+func (h hook) scans() bool {
+	for line := range bytes.Lines(h.text) {
+		if code, _, _ := bytes.Cut(line, []byte("#")); bytes.Contains(code, []byte("ov scan --staged")) {
+			return true
+		}
+	}
+	return false
 }
 
 func installHook(path, ov string) (string, error) {
-	text, none, ours, err := readHook(path)
+	h, err := readHook(path)
 	script := hookScript(ov)
 	switch {
 	case err != nil:
 		return "", err
-	case bytes.Equal(text, script):
+	case bytes.Equal(h.text, script) && h.runs:
 		return "is there already", nil
-	case bytes.Contains(text, []byte("ov scan --staged")) && !ours:
+	case h.scans() && !h.ours && !h.runs:
+		return "", hint.Errorf("chmod +x "+safefile.Shell(path),
+			"the hook at %s runs ov scan --staged, but git does not run it: it is not executable", safefile.Quote(path))
+	case h.scans() && !h.ours:
 		return "runs ov scan --staged already", nil
-	case !none && !ours:
+	case !h.none && !h.ours:
 		return "", hint.Errorf("add this line to it: ov scan --staged || exit 1",
 			"there is another hook at %s, which is left as it is", safefile.Quote(path))
 	}
@@ -111,20 +134,20 @@ func installHook(path, ov string) (string, error) {
 	if err := replaceFile(path, script, 0o755); err != nil {
 		return "", fmt.Errorf("cannot write the hook %s: %w", safefile.Quote(path), cause(err))
 	}
-	if none {
+	if h.none {
 		return "installed", nil
 	}
 	return "renewed", nil
 }
 
 func uninstallHook(path string) (string, error) {
-	_, none, ours, err := readHook(path)
+	h, err := readHook(path)
 	switch {
 	case err != nil:
 		return "", err
-	case none:
+	case h.none:
 		return "is not there", nil
-	case !ours:
+	case !h.ours:
 		return "", hint.Errorf("remove ov scan --staged from it by hand", "the hook at %s was not written by ov", safefile.Quote(path))
 	}
 	if err := os.Remove(path); err != nil {
