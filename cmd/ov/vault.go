@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opaquevault/ov/pkg/access"
+	"github.com/opaquevault/ov/pkg/apikey"
 	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
@@ -67,6 +69,10 @@ func newVaultPullCmd(g *globals) *cobra.Command {
 		Use:   "pull --from ADDRESS [--to ADDRESS] [--force]",
 		Short: "Move a vault's ciphertext from a server, or from a file",
 		Long: "Move a vault's ciphertext from a server, or from a file.\n\n" + moveText + `
+
+What has come from a server is kept in .NAME.pull beside the destination NAME until
+all has, without the account's record: it is no vault. The next time, the server
+compares it by digests and sends what is missing or different.
 
 Without --to, the destination is the vault in use, or, if that is the source, the
 file of this account.`,
@@ -139,13 +145,24 @@ func (g *globals) address(named, other string) (string, error) {
 func (g *globals) end(address string) (transfer.End, func(), error) {
 	if !stores.IsURL(address) {
 		st := bolt.New(address)
-		return transfer.End{Name: address, Store: st, Create: st.Create}, func() {}, nil
+		return transfer.End{Name: address, Store: st, Create: st.Create, File: address}, func() {}, nil
 	}
-	st, err := stores.Server(address, g.Options(""))
+	l, err := stores.Login(address, "")
 	if err != nil {
 		return transfer.End{}, nil, err
 	}
-	return transfer.End{Name: address, Store: st}, func() { _ = st.Close() }, nil
+	defer l.Wipe()
+	key, err := apikey.Parse(l.APIKey)
+	if err != nil {
+		return transfer.End{}, nil, fmt.Errorf("%s: %w", l.URL, err)
+	}
+	defer key.Wipe()
+	account := key.Account()
+	st, err := stores.Dial(l, g.Options(""))
+	if err != nil {
+		return transfer.End{}, nil, err
+	}
+	return transfer.End{Name: address, Store: st, ReadAll: st.ReadAll, Account: hex.EncodeToString(account[:])}, func() { _ = st.Close() }, nil
 }
 
 // move moves the vault at one address to another.
@@ -212,6 +229,9 @@ func report(cmd *cobra.Command, asJSON bool, m moved) error {
 	}
 	if m.Written+m.Deleted == 0 {
 		what = "there was nothing to do"
+	}
+	if m.Resumed > 0 {
+		what += fmt.Sprintf("; %d had come before", m.Resumed)
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s and %s have the same %d records (digest %s); %s\n",
 		m.From, m.To, m.Records, m.Digest[:16], what)

@@ -29,6 +29,14 @@ type End struct {
 	// Create makes a vault where there is none, whole and in one step: a file's. A
 	// store without it is written in pieces.
 	Create func(context.Context, store.Batch) error
+	// ReadAll, if not nil, reads all records from afar, and goes on from those that
+	// are there: remote.Store's.
+	ReadAll func(ctx context.Context, have []store.Record, got func([]store.Record)) ([]store.Record, error)
+	// Account tells it from others at the same address.
+	Account string
+	// File is the path, if it is a file. What comes from afar is kept beside it until
+	// all has come.
+	File string
 }
 
 // Phase is what is being done.
@@ -63,6 +71,8 @@ type Result struct {
 	Digest  string `json:"digest"`  // over all of them, in hexadecimal: store.Digest
 	Written int    `json:"written"` // records that the destination did not have, or had otherwise
 	Deleted int    `json:"deleted"` // records that only the destination had
+	// Resumed is how many records had come before, in a try that was cut.
+	Resumed int `json:"resumed,omitempty"`
 }
 
 const (
@@ -81,15 +91,16 @@ var ErrOtherAccount = errors.New("there is another account's vault")
 // Copy makes the vault at to the one that is at from.
 func Copy(ctx context.Context, from, to End, o Options) (Result, error) {
 	o.progress(Reading, 0, 0)
-	src, err := Read(ctx, from)
+	src, before, done, err := o.read(ctx, from, to)
 	if err != nil {
 		return Result{}, err
 	}
+	defer done()
 	if !src.whole() {
 		return Result{}, hint.Errorf("is it the right one? "+from.Name, "%w at %s", store.ErrNoVault, from.Name)
 	}
 	o.progress(Reading, len(src.Records), len(src.Records))
-	res := Result{Records: len(src.Records), Digest: hex.EncodeToString(src.Digest())}
+	res := Result{Records: len(src.Records), Digest: hex.EncodeToString(src.Digest()), Resumed: before}
 	fresh, none, err := o.lookAt(ctx, to)
 	switch {
 	case err != nil:
@@ -132,6 +143,37 @@ func (o Options) lookAt(ctx context.Context, to End) (fresh, nothing bool, err e
 
 // Contents are all records of a vault at one moment, in the order of their keys.
 type Contents struct{ Records []store.Record }
+
+// read reads the source, from where an earlier try that was cut has come to, and
+// returns how many records were there before. The caller calls done at the end,
+// when what was kept is of no use any more.
+func (o Options) read(ctx context.Context, from, to End) (src *Contents, before int, done func(), err error) {
+	if from.ReadAll == nil {
+		src, err = Read(ctx, from)
+		return src, 0, func() {}, err
+	}
+	var p *partial
+	var have []store.Record
+	if to.File != "" {
+		p, have = openPartial(to.File, from.Name+"\n"+from.Account)
+	}
+	came := 0
+	list, err := from.ReadAll(ctx, have, func(list []store.Record) {
+		came += len(list)
+		o.progress(Reading, len(have)+came, 0)
+		if p != nil {
+			p.add(list)
+		}
+	})
+	switch {
+	case p == nil:
+		return &Contents{list}, 0, func() {}, err
+	case err != nil:
+		p.keep()
+		return nil, 0, nil, err
+	}
+	return &Contents{list}, max(len(list)-came, 0), p.remove, nil
+}
 
 // Read reads all records at an end.
 func Read(ctx context.Context, from End) (*Contents, error) {
