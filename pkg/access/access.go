@@ -103,7 +103,7 @@ func (o *Opened) Close() {
 func (p Place) Done(ctx context.Context, o *Opened, s *vault.Session) {
 	if r, ok := o.Store.(*stores.Remote); ok {
 		if err := r.Keep(ctx, s); err != nil && p.Tell != nil {
-			p.Tell("warning: " + err.Error())
+			p.Tell(err.Error())
 		}
 	}
 	s.Destroy()
