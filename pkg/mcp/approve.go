@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode"
+	"unicode/utf8"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -146,9 +148,18 @@ func canAsk(session *sdk.ServerSession) bool {
 	return e.Form != nil || e.URL == nil // neither: a form, by the older protocol
 }
 
+// maxBlank is how many spaces in a row are shown as they are: enough for the
+// indentation of a script, and too few to push what follows out of sight.
+const maxBlank = 16
+
+// blank are the characters that count as printable and show nothing.
+func blank(r rune) bool {
+	return r == '\u2800' || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+}
+
 // visible is a word of a command line as a person can judge it: what is not
-// plain is quoted, with control characters, and those that change the direction
-// of writing, as escapes.
+// plain is quoted, with control characters, those that change the direction of
+// writing, and those that cannot be seen as escapes.
 func visible(word string) string {
 	plain := func(r rune) bool {
 		return r < 0x80 && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=,@%+", r))
@@ -156,7 +167,30 @@ func visible(word string) string {
 	if word != "" && strings.IndexFunc(word, func(r rune) bool { return !plain(r) }) < 0 {
 		return word
 	}
-	return strconv.Quote(word)
+	quoted := strconv.Quote(word)
+	if gap := strings.Repeat(" ", maxBlank+1); !strings.Contains(quoted, gap) && strings.IndexFunc(quoted, blank) < 0 {
+		return quoted
+	}
+	var b strings.Builder
+	for len(quoted) > 0 {
+		r, size := utf8.DecodeRuneInString(quoted)
+		spaces := len(quoted) - len(strings.TrimLeft(quoted, " "))
+		switch {
+		case spaces > maxBlank:
+			b.WriteString(strings.Repeat(`\x20`, spaces))
+			size = spaces
+		case spaces > 0:
+			b.WriteString(quoted[:spaces])
+			size = spaces
+		case blank(r):
+			escape := strconv.QuoteRuneToASCII(r)
+			b.WriteString(escape[1 : len(escape)-1])
+		default:
+			b.WriteString(quoted[:size])
+		}
+		quoted = quoted[size:]
+	}
+	return b.String()
 }
 
 func visibleAll(words []string) string {

@@ -81,6 +81,9 @@ func TestVisible(t *testing.T) {
 	for word, want := range map[string]string{
 		"npm": "npm", "--a=b,c": "--a=b,c", "": `""`, "a b": `"a b"`, "a\nb": `"a\nb"`, "\x1b[2J": `"\x1b[2J"`,
 		"\u202egpj.sh": `"\u202egpj.sh"`, "a\u200bb": `"a\u200bb"`, `"`: `"\""`, "$(x)": `"$(x)"`, "é": `"é"`, "\xff": `"\xff"`,
+		"a\u3164\u2800\ufe0f\U000e0101b":          `"a\u3164\u2800\ufe0f\U000e0101b"`,
+		"if x:\n" + strings.Repeat(" ", 16) + "y": `"if x:\n                y"`,
+		"ls" + strings.Repeat(" ", 17) + ";x":     `"ls` + strings.Repeat(`\x20`, 17) + `;x"`,
 	} {
 		if got := visible(word); got != want {
 			t.Errorf("%q: got %s, want %s", word, got, want)

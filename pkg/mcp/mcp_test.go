@@ -339,6 +339,19 @@ func TestApproval(t *testing.T) {
 					t.Errorf("%q is not in %q", want, question)
 				}
 			}
+			// All of them are shown by name as well, and are those that are handed out.
+			out, fault = call[runOutput](f, c, "vault_run", object{"command": []string{"/bin/echo", strings.Repeat("x", longCommand)}})
+			if fault != "" || strings.Join(out.SecretsInjected, " ") != "FLAG PASSWORD TOKEN" {
+				t.Errorf("%s %+v", fault, out)
+			}
+			for _, want := range []string{"secrets:   FLAG, PASSWORD, TOKEN\n", "It is long: it has 1010 bytes."} {
+				if !strings.Contains(question, want) {
+					t.Errorf("%q is not in %q", want, question)
+				}
+			}
+			if out, fault = call[runOutput](f, c, "vault_run", object{"command": []string{"/bin/echo"}, "secrets": []string{}}); fault != "" || len(out.SecretsInjected) != 0 || !strings.Contains(question, "secrets:   none\n") {
+				t.Errorf("%s %+v %q", fault, out, question)
+			}
 			for _, action = range []string{"decline", "cancel"} {
 				want := map[string]string{"decline": "did not approve", "cancel": "without an answer"}[action]
 				if _, fault := run("/bin/echo", "x"); !strings.Contains(fault, want) {

@@ -147,23 +147,44 @@ func checkName(name string) error {
 	return fmt.Errorf("not a secret's name: letters, digits and underscores, at most %d", names.MaxName)
 }
 
-// question shows what is to be approved.
-func (s *server) runQuestion(c command) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "Run this command with secrets of %s?\n\n  command:   %s\n  directory: %s\n", s.ref, visibleAll(c.argv), visible(c.dir))
-	if c.secrets == nil {
-		b.WriteString("  secrets:   all of them\n")
-	} else {
-		list := make([]string, len(c.secrets))
-		for i, secret := range c.secrets {
-			list[i] = secret.Name
-			if secret.Var != secret.Name {
-				list[i] += " as " + secret.Var
-			}
+// all are the env's secrets, by name: a person who is asked is shown which.
+func (s *server) all(ctx context.Context) ([]config.Secret, error) {
+	list := []config.Secret{}
+	err := s.vault.use(ctx, func(v vault.Unlocked) error {
+		all, err := v.List(ctx, s.ref)
+		for _, item := range all {
+			list = append(list, config.Secret{Var: item.Name, Name: item.Name})
 		}
-		fmt.Fprintf(&b, "  secrets:   %s\n", strings.Join(list, ", "))
+		return err
+	})
+	slices.SortFunc(list, func(a, b config.Secret) int { return strings.Compare(a.Name, b.Name) })
+	return list, err
+}
+
+// longCommand is from how many bytes on a person is told that a command is
+// long: a client may not show its end.
+const longCommand = 1000
+
+// runQuestion shows what is to be approved, what may be long at the end.
+func (s *server) runQuestion(c command) string {
+	secrets := make([]string, len(c.secrets))
+	for i, secret := range c.secrets {
+		secrets[i] = secret.Name
+		if secret.Var != secret.Name {
+			secrets[i] += " as " + secret.Var
+		}
 	}
-	fmt.Fprintf(&b, "  time:      at most %v\n", c.timeout)
+	if len(secrets) == 0 {
+		secrets = []string{"none"}
+	}
+	line := visibleAll(c.argv)
+	var b strings.Builder
+	fmt.Fprintf(&b, "Run this command with secrets of %s?\n\n", s.ref)
+	if len(line) > longCommand {
+		fmt.Fprintf(&b, "  It is long: it has %d bytes. Read all of it.\n", len(line))
+	}
+	fmt.Fprintf(&b, "  directory: %s\n  time:      at most %v\n  secrets:   %s\n  command:   %s\n",
+		visible(c.dir), c.timeout, strings.Join(secrets, ", "), line)
 	return b.String()
 }
 
@@ -172,7 +193,12 @@ func (s *server) run(ctx context.Context, req *sdk.CallToolRequest, in runInput)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !s.policy.allowed(c.argv) {
+	if s.policy.approve != config.ApproveNever && !s.policy.allowed(c.argv) {
+		if c.secrets == nil { // these, and no others that there may be by then
+			if c.secrets, err = s.all(ctx); err != nil {
+				return nil, nil, err
+			}
+		}
 		if res, err := s.approved(ctx, req, s.runQuestion(c)); res != nil || err != nil {
 			return res, nil, err
 		}
