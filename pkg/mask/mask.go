@@ -1,6 +1,9 @@
 package mask
 
 import (
+	"bytes"
+	"slices"
+
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
 )
@@ -31,8 +34,9 @@ type Set struct {
 // Compile makes the Set of values. White space around a value counts for
 // nothing. A value that is too short or too common to be masked is skipped: see
 // Skipped. An empty one hides nothing and is not even that. Several values may
-// have one name. It fails when the values have more than 2 MiB together.
-func Compile(values []Value) (*Set, error) {
+// have one name. What is in one of the public texts is known to all, and is not
+// masked either. It fails when the values have more than 2 MiB together.
+func Compile(values []Value, public ...[]byte) (*Set, error) {
 	total := 0
 	for _, v := range values {
 		total += len(v.Bytes)
@@ -42,13 +46,13 @@ func Compile(values []Value) (*Set, error) {
 			"the values to mask have %d bytes together, and the bound is %d", total, maxTotal)
 	}
 	s := &Set{}
-	kek.Do(func() { s.compile(values) })
+	kek.Do(func() { s.compile(values, public) })
 	return s, nil
 }
 
-func (s *Set) compile(values []Value) {
+func (s *Set) compile(values []Value, public [][]byte) {
 	var text, packed []pattern
-	text, packed, s.names, s.skipped = patterns(values)
+	text, packed, s.names, s.skipped = patterns(values, public)
 	s.text, s.packed = build(text), build(packed)
 	s.shown = make([]string, len(s.names))
 	for i, name := range s.names {
@@ -63,13 +67,20 @@ func (s *Set) compile(values []Value) {
 }
 
 // patterns returns the forms of all values that are masked, and their names.
-func patterns(values []Value) (text, packed []pattern, names []string, skipped []Skipped) {
+func patterns(values []Value, public [][]byte) (text, packed []pattern, names []string, skipped []Skipped) {
+	known := func(part []byte) bool {
+		return slices.ContainsFunc(public, func(text []byte) bool { return bytes.Contains(text, part) })
+	}
 	for _, value := range values {
 		v := trim(value.Bytes)
 		if len(v) == 0 {
 			continue
 		}
-		if why := judge(v); why != "" {
+		why := judge(v)
+		if why == "" && known(v) {
+			why = "a public name or word"
+		}
+		if why != "" {
 			skipped = append(skipped, Skipped{value.Name, why})
 			continue
 		}
@@ -78,6 +89,9 @@ func patterns(values []Value) (text, packed []pattern, names []string, skipped [
 		whole := append([][]byte{v}, passwords(v)...)
 		whole = append(whole, leaves(v)...)
 		for _, w := range whole {
+			if known(w) {
+				continue
+			}
 			for _, part := range append(lines(w), w) {
 				for _, form := range textForms(part) {
 					text = append(text, pattern{form, name})

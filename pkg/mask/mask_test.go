@@ -89,6 +89,28 @@ func TestSkipped(t *testing.T) {
 	}
 }
 
+// What is public is not masked, nor is the part of a value that is; the rest is.
+func TestPublic(t *testing.T) {
+	s, err := Compile([]Value{
+		{"DB", []byte("billing")},
+		{"URL", []byte("postgres://billing:billing@db.internal/billing")},
+		{"TOKEN", []byte("billing-1")},
+	}, []byte("the app billing"), []byte("billing"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Skipped(); len(got) != 1 || got[0] != (Skipped{"DB", "a public name or word"}) {
+		t.Errorf("skipped %v", got)
+	}
+	for text, want := range map[string]string{
+		"billing": "", "billing-": "", "YmlsbGluZw==": "", "postgres://billing:billing@db.internal/billing": "URL", "billing-1": "TOKEN",
+	} {
+		if got, _ := s.Find([]byte(text)); got != want {
+			t.Errorf("%s: found %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestBound(t *testing.T) {
 	half := bytes.Repeat([]byte("0123456789abcdef"), maxTotal/32)
 	if _, err := Compile([]Value{{"A", half}, {"B", half}}); err != nil {
@@ -401,7 +423,7 @@ func TestManyValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range values {
-		text, packed, _, _ := patterns(values[i : i+1])
+		text, packed, _, _ := patterns(values[i:i+1], nil)
 		for _, p := range slices.Concat(text, packed) {
 			want := "[masked " + values[i].Name + "]"
 			if got, _ := through(t, s, p.b, func() int { return 7 }); got != want {

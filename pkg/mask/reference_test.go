@@ -21,7 +21,7 @@ type reference struct {
 
 func newReference(values []Value, s *Set) *reference {
 	r := &reference{shown: s.shown}
-	r.text, r.packed, _, _ = patterns(values)
+	r.text, r.packed, _, _ = patterns(values, nil)
 	return r
 }
 

@@ -14,6 +14,7 @@ package mcp
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -147,19 +148,45 @@ func newServer(ctx context.Context, o options.Serve, stderr io.Writer) (*server,
 		slots:   make(chan struct{}, maxRuns),
 	}
 	s.known = newKnown(s.vault, s.ref)
+	s.known.said = said()
 	s.intercept = &interceptor{mode: mode, known: s.known, log: s.log}
 	return s, nil
 }
 
+// frame are the words of the protocol that are in messages of every client.
+const frame = `"jsonrpc" "method" "params" "result" "message" "arguments" "content" "structuredContent" "isError" "clientInfo"
+"serverInfo" "protocolVersion" "capabilities" "elicitation" "progressToken" "requestId" "reason" "resultType" "requestState"
+"inputRequests" "inputResponses" "requestedSchema" "properties" "action" "accept" "decline" "cancel"`
+
+// said is what the server tells every client, and hears from it, whatever is in
+// the vault.
+func said() [][]byte {
+	list := [][]byte{[]byte(frame), []byte(instructions), []byte(implementation.Name), []byte(implementation.Title)}
+	for method := range methods {
+		list = append(list, []byte(method))
+	}
+	for _, t := range tools {
+		text, err := json.Marshal(t.Tool)
+		if err != nil {
+			panic(err) // a schema that no test would have let pass
+		}
+		list = append(list, text)
+	}
+	return list
+}
+
+// implementation is how the server introduces itself.
+var implementation = sdk.Implementation{Name: "opaquevault", Title: "OpaqueVault", Version: version.String()}
+
 // sdk returns the server with its tools.
 func (s *server) sdk() *sdk.Server {
-	srv := sdk.NewServer(&sdk.Implementation{Name: "opaquevault", Title: "OpaqueVault", Version: version.String()}, &sdk.ServerOptions{
+	srv := sdk.NewServer(&implementation, &sdk.ServerOptions{
 		Instructions: instructions,
 		Capabilities: &sdk.ServerCapabilities{}, // nothing besides the tools
 		Logger:       slog.New(slog.DiscardHandler),
 	})
-	for _, add := range tools {
-		add(s, srv)
+	for _, t := range tools {
+		t.add(s, srv)
 	}
 	return srv
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/config"
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/machinekey"
 	"github.com/opaquevault/ov/pkg/mcp/options"
 	"github.com/opaquevault/ov/pkg/vault"
 )
@@ -78,6 +79,50 @@ func TestRun(t *testing.T) {
 	}
 	if out, fault = sh(f, c, `echo "$TOKEN"`); fault != "" || out.Stdout != "[masked TOKEN]\n" {
 		t.Errorf("%s %+v", fault, out)
+	}
+}
+
+// A value that is no secret, because it is the app's name, a part of a secret's
+// or a word of the protocol, stops no message, and a warning names it.
+func TestPublicValues(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	f.known.ref = vault.Ref{App: "orders", Env: "eu-test"}
+	f.ref = f.known.ref
+	public := map[string]string{"DB": "orders", "REGION": "eu-test", "PROVIDER": "STRIPE", "STRIPE_KEY": "sk-9931-x7", "A": "stdout", "B": "jsonrpc", "C": "vault_run", "D": "structuredContent"}
+	var list []vault.Put
+	for name, value := range public {
+		list = append(list, vault.Put{Name: name, Value: []byte(value)})
+	}
+	if _, err := f.session.Put(t.Context(), f.ref, list, vault.PutOptions{Create: true}); err != nil {
+		t.Fatal(err)
+	}
+	key, _, err := f.session.DeriveMachineKey(t.Context(), f.ref, "")
+	if err == nil {
+		f.vault.machineKey = filepath.Join(t.TempDir(), "key")
+		err = machinekey.Write(f.vault.machineKey, key, false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := f.connect(nil, "")
+	if tools, err := c.ListTools(t.Context(), nil); err != nil || len(tools.Tools) == 0 {
+		t.Errorf("%v %v", tools, err)
+	}
+	if out, fault := call[statusOutput](f, c, "vault_status", nil); fault != "" || out.SecretCount != len(public) || out.InterceptedCount != 0 {
+		t.Errorf("%s %+v", fault, out)
+	}
+	if out, fault := call[listOutput](f, c, "vault_list_secrets", nil); fault != "" || len(out.Secrets) != len(public) {
+		t.Errorf("%s %+v", fault, out)
+	}
+	out, fault := sh(f, c, `echo "$DB $STRIPE_KEY"`)
+	if fault != "" || out.Stdout != "orders [masked STRIPE_KEY]\n" || len(out.Warnings) != len(public)-1 {
+		t.Errorf("%s %+v", fault, out)
+	}
+	if !slices.Contains(out.Warnings, "the value of DB is not masked: a public name or word") {
+		t.Errorf("%q", out.Warnings)
+	}
+	if _, fault := sh(f, c, `echo sk-9931-x7`); !strings.Contains(fault, "STRIPE_KEY") {
+		t.Errorf("a secret passed: %s", fault)
 	}
 }
 

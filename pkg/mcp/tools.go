@@ -21,9 +21,15 @@ import (
 
 type none struct{}
 
+// described is a tool, and what adds it to a server.
+type described struct {
+	*sdk.Tool
+	add func(*server, *sdk.Server)
+}
+
 // tools are all there are. No argument and no result has a place for a value:
 // TestSchemasHoldNoValue knows every field.
-var tools = []func(*server, *sdk.Server){
+var tools = []described{
 	tool("vault_run", "Run a program with secrets",
 		"Runs a program with secrets in its environment and returns its output, in which values are masked. It gets no standard input, and it and all it starts are ended with it.",
 		sdk.ToolAnnotations{DestructiveHint: yes, OpenWorldHint: yes}, (*server).run),
@@ -66,7 +72,7 @@ func simple[In, Out any](do func(*server, context.Context, In) (*Out, error)) fu
 
 // tool describes a tool, whose schemas are those of In and Out. The SDK's own
 // way to add one is not used: what it says about a wrong argument repeats it.
-func tool[In, Out any](name, title, description string, a sdk.ToolAnnotations, do func(*server, context.Context, *sdk.CallToolRequest, In) (*sdk.CallToolResult, *Out, error)) func(*server, *sdk.Server) {
+func tool[In, Out any](name, title, description string, a sdk.ToolAnnotations, do func(*server, context.Context, *sdk.CallToolRequest, In) (*sdk.CallToolResult, *Out, error)) described {
 	in, err := jsonschema.For[In](nil)
 	if err != nil {
 		panic(err) // a type that no test would have let pass
@@ -77,7 +83,7 @@ func tool[In, Out any](name, title, description string, a sdk.ToolAnnotations, d
 	}
 	limit(in)
 	t := &sdk.Tool{Name: name, Title: title, Description: description, InputSchema: in, OutputSchema: out, Annotations: &a}
-	return func(s *server, srv *sdk.Server) {
+	return described{t, func(s *server, srv *sdk.Server) {
 		srv.AddTool(t, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 			var args In
 			if err := decode(req.Params.Arguments, &args, in); err != nil {
@@ -96,7 +102,7 @@ func tool[In, Out any](name, title, description string, a sdk.ToolAnnotations, d
 			}
 			return &sdk.CallToolResult{StructuredContent: json.RawMessage(text), Content: []sdk.Content{&sdk.TextContent{Text: string(text)}}}, nil
 		})
-	}
+	}}
 }
 
 // limit writes the bounds of arguments into their schema, for the client; they
