@@ -1,12 +1,14 @@
 package mcp
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -100,7 +102,8 @@ func (o *opener) use(ctx context.Context, fn func(vault.Unlocked) error) error {
 
 // known are the values of the env, compiled: what no message may hold. They
 // lie in this process, which nobody but root can read, for as long as the vault
-// is open.
+// is open. So do those that were replaced or deleted meanwhile: the file that a
+// program has written them to is still there, and they may still be good.
 type known struct {
 	vault *opener
 	ref   vault.Ref
@@ -108,8 +111,10 @@ type known struct {
 	said  [][]byte // what every client is told
 
 	mu      sync.Mutex
-	current *values
-	listing [32]byte // of the list that current was made after
+	live    []mask.Value // copies of the values of the env
+	retired []mask.Value // copies of those that it no longer has, the oldest first
+	current *values      // made of both
+	listing [32]byte     // of the list that current was made after
 	checked time.Time
 }
 
@@ -150,7 +155,56 @@ func newKnown(v *opener, ref vault.Ref) *known {
 func (k *known) forget() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.close()
+}
+
+// close wipes all values, as the vault is closed.
+func (k *known) close() {
 	k.set(nil)
+	wipe(k.live)
+	wipe(k.retired)
+	k.live, k.retired = nil, nil
+}
+
+func wipe(list []mask.Value) {
+	for _, v := range list {
+		clear(v.Bytes)
+	}
+}
+
+// The bounds of what is retired: the oldest goes.
+const (
+	maxRetired      = 256
+	maxRetiredBytes = 256 << 10
+)
+
+// replace makes the secrets the live ones, and retires those that they replace.
+func (k *known) replace(secrets []vault.Secret) {
+	has := func(value []byte) bool {
+		return slices.ContainsFunc(secrets, func(s vault.Secret) bool { return bytes.Equal(s.Value, value) })
+	}
+	old := k.retired
+	for _, v := range k.live {
+		if k.current != nil && slices.ContainsFunc(k.current.Skipped(), func(s mask.Skipped) bool { return s.Name == v.Name }) {
+			continue // it hid nothing
+		}
+		old = append(old, v)
+	}
+	k.retired, k.live = nil, nil
+	size := 0
+	for i := len(old) - 1; i >= 0; i-- {
+		v := old[i]
+		if size += len(v.Bytes); has(v.Bytes) || len(k.retired) == maxRetired || size > maxRetiredBytes {
+			size -= len(v.Bytes)
+			clear(v.Bytes)
+			continue
+		}
+		k.retired = append(k.retired, v)
+	}
+	slices.Reverse(k.retired)
+	for _, s := range secrets {
+		k.live = append(k.live, mask.Value{Name: s.Name, Bytes: bytes.Clone(s.Value)})
+	}
 }
 
 func (k *known) set(v *values) {
@@ -187,17 +241,17 @@ func (k *known) ofLocked(secrets []vault.Secret) (*values, error) {
 	if k.current != nil && k.current.digest == digest {
 		return k.current.hold(), nil
 	}
-	list := make([]mask.Value, len(secrets))
-	for i, s := range secrets {
-		list[i] = mask.Value{Name: s.Name, Bytes: s.Value}
-	}
+	k.replace(secrets)
 	// A database's name and user are often the app's own: were they secret, no
 	// answer that names the app could pass.
 	public := append([][]byte{[]byte(k.ref.App), []byte(k.ref.Env)}, k.said...)
 	for _, s := range secrets {
 		public = append(public, []byte(s.Name))
 	}
-	set, err := mask.Compile(list, public...)
+	set, err := mask.Compile(append(slices.Clone(k.live), k.retired...), public...)
+	if err != nil { // for their size
+		set, err = mask.Compile(k.live, public...)
+	}
 	if err != nil { // all of them count here, however few a run asks for
 		return nil, hint.Wrap(err, "keep large values in an env of their own")
 	}
@@ -259,7 +313,7 @@ func (k *known) now(ctx context.Context) (*values, error) {
 		return nil, fmt.Errorf("cannot tell the values of %s: %w", k.ref, err)
 	}
 	// What cannot be opened hands out no values. Look again in a moment.
-	k.set(nil)
+	k.close()
 	k.checked = time.Now()
 	return nil, nil
 }

@@ -1,8 +1,10 @@
 package mcp
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,6 +81,56 @@ func TestRun(t *testing.T) {
 	}
 	if out, fault = sh(f, c, `echo "$TOKEN"`); fault != "" || out.Stdout != "[masked TOKEN]\n" {
 		t.Errorf("%s %+v", fault, out)
+	}
+}
+
+// What was a value in this session is none of the client's business later either:
+// programs have written it to files.
+func TestRetiredValues(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	c := f.connect(nil, "")
+	if out, fault := sh(f, c, `printf %s "$TOKEN" > token; printf %s "$PASSWORD" > password; printf %s "$FLAG" > flag`); fault != "" || out.ExitCode != 0 {
+		t.Fatalf("%s %+v", fault, out)
+	}
+	if _, fault := call[writeOutput](f, c, "vault_update_secret", object{"name": "TOKEN", "generate": object{}}); fault != "" {
+		t.Fatal(fault)
+	}
+	for _, name := range []string{"PASSWORD", "FLAG"} {
+		if _, fault := call[deleteOutput](f, c, "vault_delete_secret", object{"name": name}); fault != "" {
+			t.Fatal(fault)
+		}
+	}
+	want := "[masked TOKEN] [masked PASSWORD] true [masked TOKEN]\n"
+	if out, fault := sh(f, c, `echo "$(cat token) $(cat password) $(cat flag) $TOKEN"`); fault != "" || out.Stdout != want || len(out.Warnings) != 0 {
+		t.Errorf("%s %+v", fault, out)
+	}
+	if _, fault := sh(f, c, "echo "+secretValues["TOKEN"]); !strings.Contains(fault, "it holds the value of the secret TOKEN") {
+		t.Errorf("%s", fault)
+	}
+	// One that is back is not there twice, and there is a bound.
+	k := f.known
+	k.replace(nil)
+	k.replace([]vault.Secret{{Name: "TOKEN", Value: []byte(secretValues["TOKEN"])}})
+	for _, v := range k.retired {
+		if string(v.Bytes) == secretValues["TOKEN"] {
+			t.Error("a live value is retired")
+		}
+	}
+	for i := range 2 * maxRetired {
+		k.replace([]vault.Secret{{Name: "N", Value: fmt.Appendf(nil, "number-%d", i)}})
+	}
+	if n := len(k.retired); n != maxRetired || string(k.retired[n-1].Bytes) != fmt.Sprintf("number-%d", 2*maxRetired-2) {
+		t.Errorf("%d are retired", n)
+	}
+	for i := range 10 {
+		k.replace([]vault.Secret{{Name: "N", Value: bytes.Repeat([]byte{byte(i)}, 64<<10)}})
+	}
+	if n := len(k.retired); n != maxRetiredBytes>>16 {
+		t.Errorf("%d large ones are retired", n)
+	}
+	k.forget()
+	if k.retired != nil || k.live != nil {
+		t.Error("not forgotten")
 	}
 }
 
