@@ -105,7 +105,8 @@ func parseBaseline(text []byte) (*baseline, error) {
 	b := &baseline{set: map[entry]bool{}}
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(b); err != nil {
+	err := dec.Decode(b)
+	if _, after := dec.Token(); err != nil || !errors.Is(after, io.EOF) {
 		return nil, errors.New("it is not the JSON that ov writes")
 	}
 	if b.Version != 1 {

@@ -94,9 +94,10 @@ func TestBadBaselines(t *testing.T) {
 	files(t, map[string]string{
 		"empty": "", "list": "[]", "version": `{"version":2,"salt":"` + salt + `","findings":[]}`,
 		"salt": `{"version":1,"salt":"00","findings":[]}`, "more": `{"version":1,"salt":"` + salt + `","findings":[],"x":1}`,
+		"two": `{"version":1,"salt":"` + salt + `","findings":[]}{}`, "behind": `{"version":1,"salt":"` + salt + `","findings":[]} x`,
 		"value": `{"version":1,"salt":"` + salt + `","findings":[{"file":"a","rule":"b","secret":"` + githubToken + `"}]}`,
 	})
-	for _, name := range []string{"empty", "list", "version", "salt", "more", "value", "absent", "."} {
+	for _, name := range []string{"empty", "list", "version", "salt", "more", "two", "behind", "value", "absent", "."} {
 		stdout, _, err := run(t, options.Scan{Baseline: name})
 		if err == nil || errors.As(err, new(*scan.FoundError)) || !strings.Contains(err.Error(), name) || stdout != "" {
 			t.Errorf("%s: %v", name, err)
