@@ -65,8 +65,11 @@ func (f *file) edit(dry bool, change func([]byte) (edited, error)) (edited, erro
 // managers make. These stay.
 func (f *file) target() (string, error) {
 	target, err := filepath.EvalSymlinks(f.path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return target, err
+	switch {
+	case err == nil:
+		return target, nil
+	case !errors.Is(err, fs.ErrNotExist): // which may name no file
+		return "", fmt.Errorf("%s cannot be resolved: %w", safefile.Quote(f.path), err)
 	}
 	if f.isLink() {
 		return "", hint.Errorf("look at the link: namei -l "+safefile.Shell(f.path),

@@ -184,6 +184,7 @@ func TestSymlink(t *testing.T) {
 func TestRefuses(t *testing.T) {
 	for want, make := range map[string]func(path string) error{
 		"is a named pipe, not a regular file": func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"cannot be resolved":                  func(path string) error { return os.Symlink(path, path) },
 		"is a directory, not a regular file":  func(path string) error { return os.Mkdir(path, 0o700) },
 		"has more than 64 MiB": func(path string) error {
 			if err := os.WriteFile(path, nil, 0o600); err != nil {
