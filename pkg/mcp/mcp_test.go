@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,6 +85,36 @@ func TestRun(t *testing.T) {
 		t.Errorf("%s %+v", fault, out)
 	}
 }
+
+// A session that the client's own fault ends says so, and repeats nothing of it.
+func TestUnreadableMessage(t *testing.T) {
+	for input, want := range map[string]bool{
+		"": false, "tk-5f0c1e92b7 is no JSON\n": true, `{"jsonrpc":"2.0","id":{},"method":"tk-5f0c1e92b7"}` + "\n": true,
+		`"` + strings.Repeat("x", maxLine) + `"`: true,
+	} {
+		var log lines
+		ended := false
+		tr := &transport{
+			inner: &sdk.IOTransport{Reader: io.NopCloser(strings.NewReader(input)), Writer: writeCloser{&log}, MaxLineLength: maxLine},
+			by:    &interceptor{mode: off, log: slog.New(slog.NewTextHandler(&log, nil))},
+			ended: func() { ended = true },
+		}
+		c, err := tr.Connect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if msg, err := c.Read(t.Context()); err == nil || !ended {
+			t.Errorf("%.40q: %v %v", input, msg, err)
+		}
+		if got := log.String(); strings.Contains(got, "the session ends") != want || strings.Contains(got, "5f0c") {
+			t.Errorf("%.40q: logged %q", input, got)
+		}
+	}
+}
+
+type writeCloser struct{ io.Writer }
+
+func (writeCloser) Close() error { return nil }
 
 // What was a value in this session is none of the client's business later either:
 // programs have written it to files.
