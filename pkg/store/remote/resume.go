@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/store"
@@ -33,12 +34,12 @@ const (
 
 // ReadAll returns all records as they are at one moment, in the order of their
 // keys, like a View that scans all. Unlike that, it goes on where it was when the
-// connection is lost, for as long as each try brings something.
+// connection is lost, unless nothing comes for as long as a call is tried again.
 //
 // have is what the caller has from a time before, in the order of keys: what is
 // still so is not sent again. Nothing of it is trusted: the server is told its
 // digests by ranges, and compares these in the snapshot in which it reads all
-// else. got, if not nil, is told what has come and when, to be kept for the next
+// else. got, if not nil, is told what comes as it comes, to be kept for the next
 // time should this one fail. It may be told of a key again.
 func (s *Store) ReadAll(ctx context.Context, have []store.Record, got func([]store.Record)) ([]store.Record, error) {
 	all := store.Range{Take: store.All}
@@ -67,7 +68,7 @@ func (s *Store) ReadAll(ctx context.Context, have []store.Record, got func([]sto
 		case err == nil && stale <= maxStale:
 		case errors.Is(err, ErrTooLarge) && len(have) > 0: // it may be what is there that is
 			have, r.have, r.parts = nil, nil, nil
-		case errors.Is(err, store.ErrUnavailable) && len(r.have) > n && s.wait > 0 && ctx.Err() == nil:
+		case errors.Is(err, store.ErrUnavailable) && len(r.have) > n && time.Since(r.came) < s.wait && ctx.Err() == nil:
 		case err != nil:
 			return nil, err
 		default:
@@ -83,6 +84,7 @@ type resumed struct {
 	have  []store.Record
 	parts []part // of have, or nil when have has changed since
 	got   func([]store.Record)
+	came  time.Time // when something came the last time
 }
 
 // part is a range, and what is there of it. The parts of a division are in the
@@ -118,6 +120,7 @@ func (r *resumed) try(c *call) error {
 		if err := reads[i].Check(list[max(n-1, 0):]); err != nil {
 			return r.malformed("%w", err)
 		}
+		r.came = time.Now()
 		if r.got != nil {
 			r.got(list[n:])
 		}
