@@ -116,6 +116,22 @@ type writeCloser struct{ io.Writer }
 
 func (writeCloser) Close() error { return nil }
 
+// A secret whose name no program gets unasked stops the runs that would hand it
+// out, and they say what the client can do.
+func TestUnsafeNames(t *testing.T) {
+	f := newFixture(t, options.Serve{})
+	if _, err := f.session.Put(t.Context(), shop, []vault.Put{{Name: "NODE_OPTIONS", Value: []byte("--require=./x")}}, vault.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c := f.connect(nil, "")
+	if _, fault := sh(f, c, "true"); !strings.Contains(fault, "NODE_OPTIONS") || !strings.Contains(fault, `"secrets": […]`) || strings.Contains(fault, "--allow") {
+		t.Error(fault)
+	}
+	if out, fault := sh(f, c, "true", "secrets", []string{"TOKEN"}); fault != "" || out.ExitCode != 0 {
+		t.Errorf("%s %+v", fault, out)
+	}
+}
+
 // What was a value in this session is none of the client's business later either:
 // programs have written it to files.
 func TestRetiredValues(t *testing.T) {
@@ -413,6 +429,8 @@ func TestWrite(t *testing.T) {
 		{"vault_create_secret", object{"name": "A", "generate": object{"length": 4097}}, "generate.length is out of bounds"},
 		{"vault_create_secret", object{"name": "A", "generate": object{"alphabet": "abc"}}, "generate.alphabet is not known"},
 		{"vault_create_secret", object{"name": "A-B", "generate": object{}}, "not a secret's name"},
+		{"vault_create_secret", object{"name": "LD_PRELOAD", "from_file": "cert.pem"}, "let a person store it: ov secret set LD_PRELOAD"},
+		{"vault_update_secret", object{"name": "PATH", "generate": object{}}, "changes how programs are loaded or run"},
 		{"vault_create_secret", object{"name": "TOKEN", "generate": object{}}, "vault_update_secret"},
 		{"vault_update_secret", object{"name": "NOPE", "generate": object{}}, "not found in shop/test: NOPE"},
 		{"vault_create_secret", object{"name": "A", "from_file": "/etc/passwd"}, "outside of the project"},

@@ -375,6 +375,9 @@ func (s *server) environment(ctx context.Context, c command) (e environment, mas
 			return err
 		})
 	})
+	if unsafe := (*launch.UnsafeError)(nil); errors.As(err, &unsafe) {
+		err = hint.Wrap(unsafe, `name those that the program needs: {"command": …, "secrets": […]}; or let a person rename these`)
+	}
 	if err != nil {
 		e.Wipe()
 		masked.release()

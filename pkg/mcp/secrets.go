@@ -15,6 +15,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/kek"
+	"github.com/opaquevault/ov/pkg/launch"
 	"github.com/opaquevault/ov/pkg/prompt"
 	"github.com/opaquevault/ov/pkg/vault"
 )
@@ -61,6 +62,11 @@ var errLiteral = hint.Errorf(`let a person store it: ov secret set NAME; or make
 func (s *server) source(in writeInput) (value func() (*kek.Locked, error), shown string, err error) {
 	if err := checkName(in.Name); err != nil {
 		return nil, "", err
+	}
+	// Programs that are allowed such a name would run what the model has written.
+	if why, unsafe := launch.Unsafe(in.Name); unsafe {
+		return nil, "", hint.Errorf("take another name, or let a person store it: ov secret set "+in.Name,
+			"a secret named %s changes how programs are loaded or run (%s)", in.Name, why)
 	}
 	switch {
 	case (in.Generate != nil) == (in.FromFile != ""):
