@@ -32,6 +32,18 @@ func (p policy) allowed(command []string) bool {
 	})
 }
 
+// checkAllow refuses a rule that is for every program: it would turn the
+// questions off, which a checkout's file must not.
+func checkAllow(rules []config.Rule) error {
+	for _, r := range rules {
+		if len(r) == 0 || r[0] == "*" || r[0] == "**" {
+			return hint.Errorf(`name one; who wants no questions at all says approve = "never" in config.toml, under [mcp]`,
+				"a rule of mcp.allow names no program: %s", visibleAll(r))
+		}
+	}
+	return nil
+}
+
 // denied returns the rule that forbids the command, and every command that
 // begins with its words.
 func (p policy) denied(command []string) config.Rule {

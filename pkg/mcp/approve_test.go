@@ -2,10 +2,14 @@ package mcp
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/opaquevault/ov/pkg/config"
+	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/mcp/options"
 )
 
 func words(s string) []string { return strings.Fields(s) }
@@ -38,6 +42,28 @@ func TestAllow(t *testing.T) {
 	}
 	if !p.allowed([]string{"a", "b c"}) {
 		t.Error("a word with a space in it")
+	}
+}
+
+// A checkout's file cannot allow everything.
+func TestAllowNamesAProgram(t *testing.T) {
+	for _, rule := range []string{"**", "* **", "*", "* test"} {
+		t.Run(rule, func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			t.Setenv("HOME", t.TempDir())
+			t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+			text := `mcp: {allow: [["npm", "test"], ["` + strings.Join(words(rule), `", "`) + `"]]}`
+			if err := os.WriteFile(".ov.yaml", []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := newServer(t.Context(), options.Serve{}, io.Discard)
+			if err == nil || !strings.Contains(err.Error(), "names no program: ") || hint.Of(err) == "" {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	if err := checkAllow([]config.Rule{words("npm test"), words("docker **")}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -116,6 +116,9 @@ func newServer(ctx context.Context, o options.Serve, stderr io.Writer) (*server,
 	if err != nil {
 		return nil, err
 	}
+	if err := checkAllow(rules.Allow); err != nil {
+		return nil, err
+	}
 	mode, err := interceptMode(os.Getenv(modeVariable))
 	if err != nil {
 		return nil, err
