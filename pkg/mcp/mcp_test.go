@@ -116,6 +116,31 @@ type writeCloser struct{ io.Writer }
 
 func (writeCloser) Close() error { return nil }
 
+// A rule for a program of the project's is not for one of the same name in a
+// directory that the model has chosen.
+func TestAllowedRelative(t *testing.T) {
+	f := newFixture(t, options.Serve{Approve: config.ApproveAsk})
+	f.policy.allow = []config.Rule{{"./check"}, {"echo", "x"}}
+	if err := os.Mkdir(filepath.Join(f.dir, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"", "sub"} {
+		if err := os.WriteFile(filepath.Join(f.dir, dir, "check"), []byte("#!/bin/sh\npwd\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := f.connect(nil, "")
+	for _, test := range []struct {
+		command, dir string
+		runs         bool
+	}{{"./check", "", true}, {"./check", ".", true}, {"./check", "sub", false}, {"echo x", "sub", true}} {
+		args := object{"command": words(test.command), "work_dir": test.dir}
+		if out, fault := call[runOutput](f, c, "vault_run", args); test.runs != (fault == "") || fault != "" && !strings.Contains(fault, "a person has to approve") {
+			t.Errorf("%v: %q %+v", test, fault, out)
+		}
+	}
+}
+
 // A secret whose name no program gets unasked stops the runs that would hand it
 // out, and they say what the client can do.
 func TestUnsafeNames(t *testing.T) {

@@ -147,6 +147,17 @@ func checkName(name string) error {
 	return fmt.Errorf("not a secret's name: letters, digits and underscores, at most %d", names.MaxName)
 }
 
+// allowed reports whether a rule allows the command. In another directory than
+// the project's own a relative path is another program.
+func (s *server) allowed(c command) bool {
+	if strings.Contains(c.argv[0], "/") && !filepath.IsAbs(c.argv[0]) {
+		if root, err := s.inProject(""); err != nil || c.dir != root {
+			return false
+		}
+	}
+	return s.policy.allowed(c.argv)
+}
+
 // all are the env's secrets, by name: a person who is asked is shown which.
 func (s *server) all(ctx context.Context) ([]config.Secret, error) {
 	list := []config.Secret{}
@@ -193,7 +204,7 @@ func (s *server) run(ctx context.Context, req *sdk.CallToolRequest, in runInput)
 	if err != nil {
 		return nil, nil, err
 	}
-	if s.policy.approve != config.ApproveNever && !s.policy.allowed(c.argv) {
+	if s.policy.approve != config.ApproveNever && !s.allowed(c) {
 		if c.secrets == nil { // these, and no others that there may be by then
 			if c.secrets, err = s.all(ctx); err != nil {
 				return nil, nil, err
