@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/scan"
 	"github.com/opaquevault/ov/pkg/scan/options"
 )
@@ -394,6 +395,13 @@ func TestHook(t *testing.T) {
 	}
 	if _, _, err := run(t, options.Scan{Hook: options.Install}); err == nil || !strings.Contains(err.Error(), "another hook") {
 		t.Errorf("a link: %v", err)
+	}
+
+	// Husky's is not the one to write into.
+	git(t, "config", "core.hooksPath", ".husky/_")
+	files(t, map[string]string{".husky/_/pre-commit": "#!/usr/bin/env sh\n. \"$(dirname \"$0\")/h\"\n"})
+	if _, _, err := run(t, options.Scan{Hook: options.Install}); hint.Of(err) != "add this line to .husky/pre-commit: ov scan --staged || exit 1" {
+		t.Errorf("%v, %s", err, hint.Of(err))
 	}
 
 	// Where the repository says that its hooks are, from wherever.

@@ -124,7 +124,11 @@ func installHook(path, ov string) (string, error) {
 	case h.scans() && !h.ours:
 		return "runs ov scan --staged already", nil
 	case !h.none && !h.ours:
-		return "", hint.Errorf("add this line to it: ov scan --staged || exit 1",
+		to := "it"
+		if dir := filepath.Dir(path); filepath.Base(dir) == "_" && filepath.Base(filepath.Dir(dir)) == ".husky" {
+			to = ".husky/pre-commit" // which husky's own, made anew each time, runs
+		}
+		return "", hint.Errorf("add this line to "+to+": ov scan --staged || exit 1",
 			"there is another hook at %s, which is left as it is", safefile.Quote(path))
 	}
 	dir := filepath.Dir(path)
