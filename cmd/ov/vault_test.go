@@ -204,7 +204,11 @@ func (w *way) pass(c net.Conn) {
 		return
 	}
 	defer func() { _ = s.Close() }()
-	go func() { _, _ = io.Copy(s, c) }()
+	gone := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(s, c)
+		close(gone)
+	}()
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := s.Read(buf)
@@ -219,7 +223,15 @@ func (w *way) pass(c net.Conn) {
 			w.left = -1
 		}
 		w.mu.Unlock()
-		if _, err := c.Write(buf[:n]); err != nil || ended {
+		if _, err := c.Write(buf[:n]); err != nil {
+			return
+		}
+		if ended { // what is on its way arrives
+			_ = c.(*net.TCPConn).CloseWrite()
+			select {
+			case <-gone:
+			case <-time.After(5 * time.Second):
+			}
 			return
 		}
 	}

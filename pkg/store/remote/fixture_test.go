@@ -232,6 +232,12 @@ func TestStoreOnPostgreSQL(t *testing.T) {
 	if testing.Short() {
 		t.Skip("NOT RUN: starts PostgreSQL")
 	}
+	conform(t, start(t, onPostgreSQL(t), "127.0.0.1:0"))
+}
+
+// onPostgreSQL is storage in a PostgreSQL that is started for it.
+func onPostgreSQL(t *testing.T) store.Accounts {
+	t.Helper()
 	dsn := pg.DSN("postgres", pg.Test(t))
 	if _, err := postgres.Migrate(t.Context(), dsn); err != nil {
 		t.Fatal(err)
@@ -241,7 +247,7 @@ func TestStoreOnPostgreSQL(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = a.Close() })
-	conform(t, start(t, a, "127.0.0.1:0"))
+	return a
 }
 
 // conform runs the conformance test over a server.

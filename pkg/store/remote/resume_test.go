@@ -380,3 +380,77 @@ type refusing struct {
 func (h *refusing) Scan(*vaultv1.ReadRequest, grpc.ServerStreamingServer[vaultv1.ScanResponse]) error {
 	return status.Error(h.code, "no")
 }
+
+// What the server sends that is not of what was asked for is refused before it is
+// kept, also when the rest is there already.
+func TestReadAllRefuses(t *testing.T) {
+	server := startOne(t)
+	key, h := server.tenant(t), &sending{relay: newRelay(t, server)}
+	s := warm(t, client(t, serve(t, h), key))
+	put(t, client(t, server.url, key), records(chance.Rand(t, 45), 3000))
+	have := all(t, client(t, server.url, key))
+	for name, list := range map[string][]*vaultv1.Record{
+		"of another range": {{Key: []byte("zzz"), Value: []byte("1")}},
+		"of another part":  {{Key: have[len(have)/2].Key, Value: []byte("1")}},
+		"without a value":  {{Key: []byte{1}}},
+		"without a key":    {{Value: []byte("1")}},
+		"twice":            {{Key: []byte{1}, Value: []byte("1")}, {Key: []byte{1}, Value: []byte("1")}},
+		"out of order":     {{Key: []byte{1, 2}, Value: []byte("1")}, {Key: []byte{1, 1}, Value: []byte("1")}},
+	} {
+		for _, apart := range []bool{false, true} {
+			h.list, h.apart = list, apart
+			n := 0
+			if _, err := s.ReadAll(t.Context(), have, func(list []store.Record) { n += len(list) }); !errors.Is(err, remote.ErrMalformed) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if n > 1 || n == 1 && (!apart || len(list) == 1) {
+				t.Errorf("%s: %d records were kept", name, n)
+			}
+		}
+	}
+}
+
+// sending answers every scan with some records in its first range, in one message
+// or apart.
+type sending struct {
+	*relay
+	list  []*vaultv1.Record
+	apart bool
+}
+
+func (h *sending) Scan(m *vaultv1.ReadRequest, stream grpc.ServerStreamingServer[vaultv1.ScanResponse]) error {
+	size := len(h.list)
+	if h.apart {
+		size = 1
+	}
+	for list := range slices.Chunk(h.list, size) {
+		if err := stream.Send(&vaultv1.ScanResponse{Records: list}); err != nil {
+			return err
+		}
+	}
+	return stream.Send(&vaultv1.ScanResponse{End: true})
+}
+
+// The same with the server's records in PostgreSQL.
+func TestReadAllOnPostgreSQL(t *testing.T) {
+	if testing.Short() {
+		t.Skip("NOT RUN: starts PostgreSQL")
+	}
+	server := start(t, onPostgreSQL(t), "127.0.0.1:0")
+	key := server.tenant(t)
+	s := client(t, server.url, key)
+	put(t, s, records(chance.Rand(t, 46), 3000))
+	was := all(t, s)
+	put(t, s, store.Batch{{Key: was[20].Key, Value: []byte("changed")}, {Key: was[len(was)/2].Key}})
+	for _, have := range [][]store.Record{nil, was[:len(was)/3], was[len(was)/3:], was} {
+		came := 0
+		got, err := s.ReadAll(t.Context(), have, func(list []store.Record) { came += len(list) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		equal(t, got, all(t, s))
+		if most := len(was) - len(have) + 2*inEnv/2 + slack; came > most {
+			t.Errorf("%d records came for %d of %d that were there", came, len(have), len(was))
+		}
+	}
+}
