@@ -230,7 +230,7 @@ func (w *way) pass(c net.Conn) {
 			_ = c.(*net.TCPConn).CloseWrite()
 			select {
 			case <-gone:
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Second):
 			}
 			return
 		}
