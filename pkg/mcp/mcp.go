@@ -53,6 +53,10 @@ type server struct {
 	// stop is done when the server ends; runs are the children it waits for.
 	stop  context.Context
 	runs  sync.WaitGroup
+	// alone is held for reading while a program runs, and for writing to end what
+	// programs have left behind, if this process has it for children.
+	alone  sync.RWMutex
+	adopts bool
 	slots chan struct{}
 	asked questions
 }
@@ -90,6 +94,11 @@ func Serve(ctx context.Context, o options.Serve, stdin io.ReadCloser, stdout io.
 		return err
 	}
 	defer s.reaper.close()
+	if err := adopt(); err != nil {
+		return err
+	}
+	s.adopts = true
+	defer s.sweep()
 	var cancel context.CancelFunc
 	s.stop, cancel = context.WithCancel(ctx)
 	defer s.runs.Wait()

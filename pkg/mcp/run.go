@@ -246,6 +246,9 @@ func (s *server) execute(ctx context.Context, c command) (*runOutput, error) {
 		env.Wipe()
 		return nil, errors.New("the server is ending")
 	}
+	s.alone.RLock()
+	ended := sync.OnceFunc(s.alone.RUnlock)
+	defer ended()
 	p, err := launch.Start(c.argv, env.Env, launch.StartOptions{
 		Dir: c.dir, Files: [3]*os.File{nil, streams[0].w, streams[1].w}, Group: true,
 	})
@@ -263,6 +266,10 @@ func (s *server) execute(ctx context.Context, c command) (*runOutput, error) {
 		copies.Go(func() { streams[i].copy(values) })
 	}
 	state, why := s.wait(ctx, p, c.timeout)
+	ended()
+	if n := s.sweep(); n > 0 {
+		out.Warnings = append(out.Warnings, fmt.Sprintf("processes that had left their program's process group: %d; they were ended", n))
+	}
 	copied := make(chan struct{})
 	go func() { copies.Wait(); close(copied) }()
 	select {
@@ -286,6 +293,20 @@ func (s *server) execute(ctx context.Context, c command) (*runOutput, error) {
 		out.ExitCode, out.Signal = 128+int(status.Signal()), unix.SignalName(status.Signal())
 	}
 	return out, nil
+}
+
+// sweep ends what programs have left behind, and returns how many processes.
+// While another program runs, it is that one's turn: they cannot be told apart.
+func (s *server) sweep() int {
+	if !s.adopts || !s.alone.TryLock() {
+		return 0
+	}
+	defer s.alone.Unlock()
+	n, err := sweep(s.reaper.cmd.Process.Pid)
+	if err != nil {
+		s.log.Warn("what programs have left behind may go on", "error", err)
+	}
+	return n
 }
 
 var errTimeout = errors.New("the time is over")

@@ -31,7 +31,7 @@ type described struct {
 // TestSchemasHoldNoValue knows every field.
 var tools = []described{
 	tool("vault_run", "Run a program with secrets",
-		"Runs a program with secrets in its environment and returns its output, in which values are masked. It gets no standard input, and it and all it starts are ended with it.",
+		"Runs a program with secrets in its environment and returns its output, in which values are masked. It gets no standard input, and what it leaves running is ended with it.",
 		sdk.ToolAnnotations{DestructiveHint: yes, OpenWorldHint: yes}, (*server).run),
 	tool("vault_list_secrets", "List secrets", "Lists the names and versions of the env's secrets.",
 		readOnly, simple(func(s *server, ctx context.Context, _ none) (*listOutput, error) { return s.list(ctx) })),

@@ -367,10 +367,16 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// gone waits until the family that wrote the file has ended.
+// gone waits until the family of three that wrote the file has ended.
 func (a *account) gone(file string) {
 	a.t.Helper()
-	for _, pid := range a.pids(file, 3) {
+	a.ended(file, 3)
+}
+
+// ended waits until the n processes that wrote the file have ended.
+func (a *account) ended(file string, n int) {
+	a.t.Helper()
+	for _, pid := range a.pids(file, n) {
 		eventually(a.t, 15*time.Second, fmt.Sprintf("process %d of %s has ended", pid, file), func() bool { return !alive(pid) })
 	}
 }
@@ -393,8 +399,8 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// TestLeftBehind: what a program leaves running when it ends is ended too, and
-// what has left its process group does not hold up the answer.
+// TestLeftBehind: what a program leaves running when it ends is ended too, also
+// what has left its process group, if need be when the last program ends.
 func TestLeftBehind(t *testing.T) {
 	t.Parallel()
 	a := demo(t)
@@ -402,10 +408,24 @@ func TestLeftBehind(t *testing.T) {
 	start := time.Now()
 	c.run([]string{"sh", "-c", `sleep 300 & echo $! >pids; sleep 300 & echo $! >>pids; sleep 300 & echo $! >>pids`})
 	a.gone("pids")
-	out := c.run([]string{"sh", "-c", `setsid sleep 20 & sleep 0.5; echo done`})
+	out := c.run([]string{"sh", "-c", `setsid sleep 300 & echo $! >held; sleep 0.5; echo done`})
 	if took := time.Since(start); took > 20*time.Second || out.Stdout != "done\n" {
 		t.Errorf("in %v: %+v", took, out)
 	}
+	a.ended("held", 1)
+	out = c.run([]string{"sh", "-c", `setsid sh -c 'echo $$ >silent; setsid sh -c "echo \$\$ >>silent; exec sleep 300" & sleep 300' >/dev/null 2>&1 & sleep 0.5`})
+	if warned := strings.Join(out.Warnings, "\n"); !strings.Contains(warned, "they were ended") {
+		t.Errorf("warnings: %s", warned)
+	}
+	a.ended("silent", 2)
+
+	_, other := c.begin("tools/call", map[string]any{"name": "vault_run", "arguments": map[string]any{"command": []string{"sh", "-c", `echo $$ >beside; sleep 3`}}})
+	a.pids("beside", 1)
+	c.run([]string{"sh", "-c", `setsid sh -c 'echo $$ >left; exec sleep 300' >/dev/null 2>&1 & sleep 0.5`})
+	if _, err := c.wait(other); err != nil {
+		t.Error(err)
+	}
+	a.ended("left", 1)
 }
 
 // TestServersEnd: however a server ends, what it runs ends with it.

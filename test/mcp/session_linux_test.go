@@ -245,6 +245,7 @@ type ran struct {
 	TimedOut        bool     `json:"timed_out"`
 	MaskedCount     int      `json:"masked_count"`
 	Truncated       bool     `json:"truncated"`
+	Warnings        []string `json:"warnings"`
 }
 
 // run is vault_run, of a command that must start.
