@@ -136,18 +136,21 @@ func readFile(root *os.Root, rel string) ([]byte, error) {
 	n, err := io.ReadFull(file, head)
 	head = head[:n]
 	switch {
-	case isBinary(head):
+	case isBinary(head) && !isUTF16(head):
 		return nil, errBinary
 	case info.Size() > detect.MaxText:
 		return nil, errLarge
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return head, nil
+		return decode(head)
 	case err != nil:
 		return nil, err
 	}
 	text := make([]byte, n, max(int(info.Size()), n)+512)
 	copy(text, head)
-	return readRest(file, text)
+	if text, err = readRest(file, text); err != nil {
+		return nil, err
+	}
+	return decode(text)
 }
 
 // readRest reads to the end of r, behind text.

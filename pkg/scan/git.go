@@ -457,8 +457,8 @@ func (s *scan) changes(ctx context.Context, r *repo, source func(func(change) bo
 						return nil, err
 					}
 					text, err := b.read(c.blob)
-					if err == nil && isBinary(text) {
-						err = errBinary
+					if err == nil {
+						text, err = decode(text)
 					}
 					for _, id := range c.old {
 						if err != nil {
@@ -468,9 +468,7 @@ func (s *scan) changes(ctx context.Context, r *repo, source func(func(change) bo
 						if o, err = b.read(id); errors.Is(err, errLarge) {
 							err = nil
 						}
-						if isBinary(o) {
-							o = nil
-						}
+						o, _ = decode(o)
 						old = append(old, o) // without what was not looked at: all of that is new
 					}
 					if err == nil || errors.Is(err, errBinary) || errors.Is(err, errLarge) || errors.Is(err, errMissing) {

@@ -1,6 +1,7 @@
 package scan_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/opaquevault/ov/pkg/hint"
 	"github.com/opaquevault/ov/pkg/scan"
@@ -122,6 +124,34 @@ func TestBinaryBecomesText(t *testing.T) {
 	lines(t, options.Scan{Staged: true}, "f:2:1: "+patShown)
 	id := commit(t, "text")
 	lines(t, options.Scan{History: true}, in("f", 2, 1, id, patShown))
+}
+
+// TestUTF16: what PowerShell's > has written is a text.
+func TestUTF16(t *testing.T) {
+	encode := func(order binary.AppendByteOrder, text string) string {
+		b := order.AppendUint16(nil, 0xfeff)
+		for _, unit := range utf16.Encode([]rune(text)) {
+			b = order.AppendUint16(b, unit)
+		}
+		return string(b)
+	}
+	repository(t)
+	text := "# größe 🔑\r\nTOKEN=" + githubToken + "\r\n"
+	long := strings.Repeat("x\r\n", 8000) + "TOKEN=" + awsKey + "\r\n"
+	files(t, map[string]string{
+		"big": encode(binary.BigEndian, text), "little": encode(binary.LittleEndian, text), "long": encode(binary.LittleEndian, long),
+		"odd": encode(binary.LittleEndian, text) + "\r", "utf32": "\xff\xfe\x00\x00T\x00\x00\x00" + githubToken,
+	})
+	want := []string{"big:2:7: " + patShown, "little:2:7: " + patShown, "long:8001:7: " + awsShown, "odd:2:7: " + patShown}
+	if stderr := lines(t, options.Scan{}, want...); !strings.Contains(stderr, "1 binary") {
+		t.Error(stderr)
+	}
+	git(t, "add", "-A")
+	lines(t, options.Scan{Staged: true}, want...)
+	commit(t, "x")
+	files(t, map[string]string{"little": encode(binary.LittleEndian, text+"more\r\n")})
+	git(t, "add", "-A")
+	lines(t, options.Scan{Staged: true}) // nothing of that is new
 }
 
 func TestStaged(t *testing.T) {

@@ -7,6 +7,7 @@
 package scan
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -24,6 +25,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/term"
+	encoding "golang.org/x/text/encoding/unicode"
 
 	"github.com/opaquevault/ov/pkg/detect"
 	"github.com/opaquevault/ov/pkg/hint"
@@ -309,6 +311,30 @@ func order(found []Finding) {
 // isBinary is git's own way to tell (buffer_is_binary in its xdiff-interface.c).
 func isBinary(text []byte) bool {
 	return slices.Contains(text[:min(len(text), 8000)], 0)
+}
+
+// isUTF16 reports whether the text begins with UTF-16's byte order mark, as
+// PowerShell's > and some editors write it.
+func isUTF16(text []byte) bool {
+	return bytes.HasPrefix(text, []byte{0xff, 0xfe}) || bytes.HasPrefix(text, []byte{0xfe, 0xff})
+}
+
+// decode returns a file's text in UTF-8, or errBinary or errLarge.
+func decode(file []byte) ([]byte, error) {
+	text := file
+	if isUTF16(file) {
+		var err error
+		if text, err = encoding.UTF16(encoding.LittleEndian, encoding.UseBOM).NewDecoder().Bytes(file); err != nil {
+			return nil, errBinary
+		}
+	}
+	switch {
+	case isBinary(text):
+		return nil, errBinary
+	case len(text) > detect.MaxText:
+		return nil, errLarge
+	}
+	return text, nil
 }
 
 // warn tells of what could not be scanned.
