@@ -83,8 +83,8 @@ ov-server apikey create.`,
 					return command.PrintJSON(cmd.OutOrStdout(), a)
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), a.ID)
-				fmt.Fprintf(cmd.ErrOrStderr(), "created account %s\nnext: ov-server apikey create --account %s --name WHO --scope admin\n",
-					safefile.Quote(a.Name), a.ID)
+				fmt.Fprintf(cmd.ErrOrStderr(), "created account %s\nnext: ov-server apikey create --account %s --name WHO --scope admin%s\n",
+					safefile.Quote(a.Name), a.ID, g.dataFlag())
 				return nil
 			})
 		},

@@ -60,7 +60,7 @@ can use it.`,
 			if asJSON {
 				return command.PrintJSON(cmd.OutOrStdout(), made)
 			}
-			sayInit(cmd, made, renew)
+			sayInit(cmd, g, made, renew)
 			return nil
 		},
 	}
@@ -99,7 +99,7 @@ func initialize(dir string, hosts []string, certFile, keyFile string, renew bool
 	}, nil
 }
 
-func sayInit(cmd *cobra.Command, made *initJSON, renew bool) {
+func sayInit(cmd *cobra.Command, g *globals, made *initJSON, renew bool) {
 	out, talk := cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if made.CA != "" {
 		fmt.Fprintf(out, "CA           %s\n", safefile.Quote(made.CA))
@@ -108,14 +108,15 @@ func sayInit(cmd *cobra.Command, made *initJSON, renew bool) {
 	fmt.Fprintf(out, "certificate  %s\n", safefile.Quote(made.Certificate))
 	fmt.Fprintf(out, "for          %s\n", strings.Join(made.Hosts, ", "))
 	fmt.Fprintf(out, "until        %s\n", made.Expires.Format(time.DateOnly))
+	data := g.dataFlag()
 	switch {
 	case renew:
 		fmt.Fprintln(talk, "next: sudo systemctl reload ov-server, or send the server SIGHUP")
 	case made.CA == "":
-		fmt.Fprintln(talk, "next: start it with --tls-cert and --tls-key, and ov-server account create NAME")
-	case os.Geteuid() == 0:
+		fmt.Fprintf(talk, "next: start it with --tls-cert and --tls-key, and ov-server account create NAME%s\n", data)
+	case os.Geteuid() == 0 && data == "":
 		fmt.Fprintln(talk, "next: sudo systemctl enable --now ov-server, and ov-server account create NAME")
 	default:
-		fmt.Fprintln(talk, "next: ov-server serve, and ov-server account create NAME")
+		fmt.Fprintf(talk, "next: ov-server serve%s, and ov-server account create NAME%[1]s\n", data)
 	}
 }

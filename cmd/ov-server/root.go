@@ -11,6 +11,7 @@ import (
 
 	"github.com/opaquevault/ov/pkg/command"
 	"github.com/opaquevault/ov/pkg/hint"
+	"github.com/opaquevault/ov/pkg/safefile"
 	"github.com/opaquevault/ov/pkg/version"
 	"github.com/opaquevault/ov/pkg/xdg"
 )
@@ -44,6 +45,14 @@ Output goes to standard output, everything else to standard error. Exit codes:
 		"data directory (default: /var/lib/ov-server for root, else $XDG_DATA_HOME/ov-server)")
 	root.AddCommand(newInitCmd(g), newServeCmd(g), newAccountCmd(g), newAPIKeyCmd(g), newMigrateCmd(g), newVersionCmd())
 	return root
+}
+
+// dataFlag is the flag for the data directory as the next command needs it.
+func (g *globals) dataFlag() string {
+	if g.data == "" {
+		return ""
+	}
+	return " --data " + safefile.Shell(g.data)
 }
 
 // dir returns the data directory.
