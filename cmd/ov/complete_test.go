@@ -104,7 +104,7 @@ printf '%s\n' "${COMPREPLY[@]}"`
 		"ov run --app web --secrets STRIPE_KEY,DATA":  "STRIPE_KEY,DATABASE_URL STRIPE_KEY,DATABASE_USER",
 		"ov app use w":                                "web",
 		"ov secret delete --app web STRIPE_KEY STRIP": "",
-		"ov comple":                                   "completion",
+		"ov comple": "completion",
 	} {
 		cmd := exec.Command(bash, append([]string{"--norc", "--noprofile", "-c", script, "bash"}, strings.Fields(line)...)...)
 		cmd.Env, cmd.Dir = h.env, h.dir

@@ -18,7 +18,7 @@ func TestPrint(t *testing.T) {
 		"ov: the file is not there\n  hint: or another one\n":   hint.Wrap(hint.Wrap(cause, "make it"), "or another one"),
 		"ov: no 7\n  hint: take 8\n":                            hint.Errorf("take 8", "no %d", 7),
 		"":                                                      errors.New(""),
-		"ov: no \\x1b[2Ja\\xff\nnor b\n  hint: \\u202eevil\n": hint.Errorf("\u202eevil", "no \x1b[2Ja\xff\nnor b"),
+		"ov: no \\x1b[2Ja\\xff\nnor b\n  hint: \\u202eevil\n":   hint.Errorf("\u202eevil", "no \x1b[2Ja\xff\nnor b"),
 	} {
 		var out strings.Builder
 		hint.Print(&out, "ov", err)

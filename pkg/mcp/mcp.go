@@ -51,14 +51,14 @@ type server struct {
 	started   time.Time
 
 	// stop is done when the server ends; runs are the children it waits for.
-	stop  context.Context
-	runs  sync.WaitGroup
+	stop context.Context
+	runs sync.WaitGroup
 	// alone is held for reading while a program runs, and for writing to end what
 	// programs have left behind, if this process has it for children.
 	alone  sync.RWMutex
 	adopts bool
-	slots chan struct{}
-	asked questions
+	slots  chan struct{}
+	asked  questions
 }
 
 const instructions = `Runs programs with secrets from a vault in their environment. The secrets' values
